@@ -51,6 +51,9 @@ pub struct PortCompletion { pub token: u32, /// as in a CQE: bytes or -errno; 0 
     pub result: i32 }
 impl IoPort {
     pub fn id(&self) -> PortId { todo!() }
+    /// A second private completion queue on the same ring, reported under this port's id (`Wake::Port { port: self.id() }`): for
+    /// wrappers (storage's `delay`) that need timers beside the operations of the disk they wrap. Same rules as a port.
+    pub fn sibling(&self) -> IoPort { todo!() }
     /// Queues one operation; no syscall unless the SQ is full. `user_data` of the entry is overwritten.
     ///
     /// # Safety
