@@ -6,7 +6,7 @@ use std::sync::Arc;
 /// directsync (O_DIRECT, every write durable), unsafe (page cache, flushes ignored).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CacheMode { #[default] Writeback, None, Writethrough, Directsync, Unsafe }
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenOptions { pub read_only: bool, pub cache: CacheMode, /// bytes; None: the disk's own
     pub block_size: Option<u32>, /// seed of delay and other wrappers
     pub seed: u64 }
