@@ -1,0 +1,26 @@
+# Each target is one script or cargo call; what they need they install (qemu/setup) or name.
+.PHONY: demo test lint deny bench
+CARGO ?= cargo
+
+# A guest formats, fills, checks and re-reads a disk that the daemon serves.
+demo:
+	qemu/demo
+
+# Everything that can be tested on this machine, with a count of what was skipped and why.
+test:
+	tests/run
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+# Licences, duplicate and banned packages, sources. cargo-deny takes minutes to build, once; it is kept in build/tools.
+deny: build/tools/bin/cargo-deny
+	build/tools/bin/cargo-deny --workspace check licenses bans sources
+
+build/tools/bin/cargo-deny:
+	$(CARGO) install --locked --quiet --root build/tools --version 0.20.2 cargo-deny
+
+bench:
+	tests/bench
