@@ -1,0 +1,237 @@
+//! The accepting thread, and the thread of the session.
+
+use super::{Current, Shared};
+use crate::{
+    session::{Session, Signals, end::End},
+    wire::Limits,
+    worker::WorkerPool,
+};
+use outboard_virtio::device::Device;
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    time::Timespec,
+};
+use std::{
+    io,
+    net::Shutdown,
+    os::unix::net::{UnixListener, UnixStream},
+    sync::Arc,
+    thread,
+};
+
+/// What every session of a server needs.
+#[derive(Clone)]
+pub struct Host {
+    pub name: Arc<str>,
+    pub device: Arc<dyn Device>,
+    pub pool: Arc<WorkerPool>,
+    pub limits: Limits,
+    pub shared: Arc<Shared>,
+}
+
+/// Says that the server has ended, however its last thread ends.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.set_ended();
+    }
+}
+
+/// Tells the accepting thread that nothing is left of the session, however its thread ends.
+struct Over {
+    shared: Arc<Shared>,
+    socket: Option<Arc<UnixStream>>,
+    /// the server ends with the session
+    _ended: Option<Ended>,
+}
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            // The front end learns it now, even if someone else still holds the connection.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        self.shared.over();
+    }
+}
+
+/// What the device is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Serving {
+    Nobody,
+    One,
+    /// the front end has closed its end, its session still holds the device for a moment
+    Leaving,
+}
+
+impl Host {
+    /// Serves one front end after the other, on a thread of its own.
+    pub fn listen(self, listener: UnixListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let ended = Ended(self.shared.clone());
+        thread::Builder::new()
+            .name(format!("vu-{}", self.name))
+            .spawn(move || {
+                // Dropped in reverse: when the end is announced, nothing is left of the device and the listener here.
+                let _ended = ended;
+                let (host, listener) = (self, listener);
+                host.accept_all(&listener);
+            })?;
+        Ok(())
+    }
+
+    /// Serves one front end and ends.
+    pub fn serve_one(self, stream: UnixStream) -> io::Result<()> {
+        let ended = Ended(self.shared.clone());
+        self.begin(stream, Some(ended))
+    }
+
+    fn accept_all(&self, listener: &UnixListener) {
+        loop {
+            self.shared.stop.clear();
+            let serving = self.serving();
+            if self.shared.stop.is_stopping() {
+                if serving == Serving::Nobody {
+                    return;
+                }
+                self.sleep(None, None);
+                continue;
+            }
+            if serving == Serving::Leaving {
+                // Whoever comes now waits in the listener's queue instead of being turned away.
+                self.sleep(None, None);
+                continue;
+            }
+            match listener.accept() {
+                Ok((stream, _)) => self.admit(stream),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.sleep(Some(listener), None),
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(e) => {
+                    tracing::error!(device = %self.name, "cannot accept a front end, trying again in a second: {e}");
+                    self.sleep(
+                        None,
+                        Some(Timespec {
+                            tv_sec: 1,
+                            tv_nsec: 0,
+                        }),
+                    );
+                }
+            }
+        }
+    }
+
+    fn serving(&self) -> Serving {
+        match &*self.shared.current() {
+            None => Serving::Nobody,
+            Some(current) => match current.socket.upgrade() {
+                Some(socket) if !is_leaving(&socket) => Serving::One,
+                _ => Serving::Leaving,
+            },
+        }
+    }
+
+    /// Until the stop request, the end of the session, or a connection.
+    fn sleep(&self, listener: Option<&UnixListener>, timeout: Option<Timespec>) {
+        let event = PollFd::from_borrowed_fd(self.shared.stop.event_fd(), PollFlags::IN);
+        // Errors are looked at by whoever uses the descriptor next; EINTR is just a wake-up.
+        let _ = match listener {
+            Some(listener) => poll(
+                &mut [event, PollFd::new(listener, PollFlags::IN)],
+                timeout.as_ref(),
+            ),
+            None => poll(&mut [event], timeout.as_ref()),
+        };
+    }
+
+    fn admit(&self, stream: UnixStream) {
+        if self.serving() == Serving::One {
+            tracing::warn!(
+                device = %self.name,
+                "a second front end was turned away: this device serves one at a time, and one is connected"
+            );
+            return;
+        }
+        while self.serving() != Serving::Nobody {
+            self.sleep(None, None);
+            self.shared.stop.clear();
+        }
+        if let Err(e) = self.begin(stream, None) {
+            tracing::error!(device = %self.name, "cannot serve a front end: {e}");
+        }
+    }
+
+    /// Starts a session's thread.
+    fn begin(&self, stream: UnixStream, ended: Option<Ended>) -> io::Result<()> {
+        let socket = Arc::new(stream);
+        let signals = Arc::new(Signals::new()?);
+        self.shared.begin(Current {
+            signals: signals.clone(),
+            socket: Arc::downgrade(&socket),
+        });
+        let over = Over {
+            shared: self.shared.clone(),
+            socket: Some(socket.clone()),
+            _ended: ended,
+        };
+        let host = self.clone();
+        thread::Builder::new()
+            .name(format!("vu-{}", self.name))
+            .spawn(move || {
+                let _over = over;
+                host.serve(socket, signals);
+            })?;
+        Ok(())
+    }
+
+    fn serve(self, socket: Arc<UnixStream>, signals: Arc<Signals>) {
+        let name = self.name.clone();
+        tracing::info!(device = %name, "front end connected");
+        let (end, c) = Session::new(
+            self.name,
+            self.device,
+            self.pool,
+            socket,
+            signals,
+            self.limits,
+        )
+        .run();
+        match &end {
+            End::HungUp { .. } | End::Stopped => {}
+            _ => tracing::error!(device = %name, "session closed: {end}"),
+        }
+        let midway = if matches!(end, End::HungUp { midway: true }) {
+            " in the middle of a message"
+        } else {
+            ""
+        };
+        tracing::info!(
+            device = %name,
+            messages = c.messages, refused = c.refused, starts = c.starts,
+            requests = c.requests, kicks = c.kicks, calls = c.calls,
+            "front end gone{midway}"
+        );
+    }
+}
+
+/// The other end is closed.
+fn is_leaving(socket: &UnixStream) -> bool {
+    let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let mut fds = [PollFd::new(socket, gone)];
+    poll(
+        &mut fds,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    )
+    .is_ok()
+        && {
+            let [fd] = &fds;
+            fd.revents().intersects(gone)
+        }
+}
