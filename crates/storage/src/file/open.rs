@@ -1,0 +1,241 @@
+//! From a path to a disk. Every reason to refuse is one line that says what to do.
+//!
+//! The order matters: nothing is opened before it is known to be a file of the right kind (opening a pipe blocks, opening a tape
+//! rewinds it), nothing is measured before the lock is held, and the only thing ever tried on the image (can it
+//! punch holes? behind its end) comes last. The image is never created, and a refused one is not changed.
+use super::{Abilities, FileDisk, Image, Kind, blockdev, helper::Helper, holder, lock, probe};
+use crate::uri::{OpenError, OpenOptions};
+use std::{
+    fs::{File, Metadata},
+    io,
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    path::Path,
+    sync::Arc,
+};
+
+/// Direct I/O that needs more than this fits no guest.
+const MAX_BLOCK: u32 = 65536;
+
+/// Opens and locks the image at `path`; `uri` is its name from then on.
+pub(crate) fn open(uri: &str, path: &Path, options: &OpenOptions) -> Result<FileDisk, OpenError> {
+    let shown = path.display();
+    let meta = std::fs::metadata(path).map_err(|e| cannot_open(path, options, &e))?;
+    let kind = kind_of(path, &meta)?;
+    let file = File::options()
+        .read(true)
+        .write(!options.read_only)
+        .custom_flags(
+            if options.cache.is_direct() {
+                libc::O_DIRECT
+            } else {
+                0
+            } | libc::O_NOCTTY,
+        )
+        .open(path)
+        .map_err(|e| cannot_open(path, options, &e))?;
+    let opened = file
+        .metadata()
+        .map_err(|e| cannot_open(path, options, &e))?;
+    if (opened.dev(), opened.ino(), opened.rdev()) != (meta.dev(), meta.ino(), meta.rdev()) {
+        return Err(OpenError(format!(
+            "{shown} was replaced while it was being opened; try again"
+        )));
+    }
+
+    let claim = if options.read_only {
+        lock::Claim::READER
+    } else {
+        lock::Claim::WRITER
+    };
+    let file = match lock::acquire(&file, claim) {
+        Ok(()) => file,
+        Err(error) => {
+            // Closed first, so that the search for the holder does not find ourselves.
+            drop(file);
+            return Err(not_locked(path, options, &opened, &error));
+        }
+    };
+
+    let failed = |what: &str, e: &dyn std::fmt::Display| {
+        OpenError(format!("cannot ask {shown} for its {what}: {e}"))
+    };
+    let size = match kind {
+        Kind::Regular => file.metadata().map(|meta| meta.len()),
+        Kind::BlockDevice => blockdev::size(&file),
+    }
+    .map_err(|e| failed("size", &e))?;
+    if size == 0 {
+        return Err(OpenError(format!(
+            "{shown} is empty, and a disk cannot be; give it a size with: truncate -s 10G {shown}"
+        )));
+    }
+
+    let direct = if options.cache.is_direct() {
+        match probe::alignment(&file, kind).map_err(|e| failed("alignment", &e))? {
+            probe::Direct::Possible(align) => Some(align),
+            probe::Direct::Impossible => return Err(no_direct(path, options)),
+        }
+    } else {
+        None
+    };
+    let block = block_size(path, &file, kind, direct, options)?;
+    if size % u64::from(block) != 0 {
+        return Err(OpenError(format!(
+            "the size of {shown}, {size} bytes, is not a multiple of the block size {block}; lengthen it with: truncate -s %{block} {shown}"
+        )));
+    }
+
+    let limits = match kind {
+        Kind::Regular => probe::file_limits(&file, block, options.read_only),
+        Kind::BlockDevice => probe::device_limits(&file, block, options.read_only),
+    }
+    .map_err(|e| failed("limits", &e))?;
+    Ok(FileDisk {
+        image: Arc::new(Image {
+            name: uri.to_owned(),
+            file,
+            kind,
+            size,
+            limits,
+            read_only: options.read_only,
+            writethrough: options.cache.is_writethrough(),
+            volatile: options.cache == crate::uri::CacheMode::Unsafe,
+            direct,
+            can: Abilities::new(),
+            helper: Helper::new(),
+        }),
+    })
+}
+
+fn kind_of(path: &Path, meta: &Metadata) -> Result<Kind, OpenError> {
+    let shown = path.display();
+    let kind = meta.file_type();
+    let what = if kind.is_file() {
+        return Ok(Kind::Regular);
+    } else if kind.is_block_device() {
+        return Ok(Kind::BlockDevice);
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else {
+        "something unknown"
+    };
+    Err(OpenError(format!(
+        "{shown} is {what}; give an image file or a block device"
+    )))
+}
+
+fn cannot_open(path: &Path, options: &OpenOptions, error: &io::Error) -> OpenError {
+    let shown = path.display();
+    let advice = match error.raw_os_error() {
+        Some(libc::ENOENT) => format!("make an image with: truncate -s 10G {shown}"),
+        Some(libc::EACCES | libc::EPERM) if options.read_only => {
+            "run as a user who may read it".into()
+        }
+        Some(libc::EACCES | libc::EPERM) => {
+            "run as a user who may write to it, or open it read-only".into()
+        }
+        Some(libc::EROFS) => "open it read-only".into(),
+        Some(libc::EINVAL) if options.cache.is_direct() => return no_direct(path, options),
+        Some(libc::ENOTDIR) => "a part of the path is no directory".into(),
+        Some(libc::ELOOP) => "too many symbolic links".into(),
+        Some(libc::EBUSY) => "something else uses the device; unmount or release it".into(),
+        Some(libc::ETXTBSY) => "it is being executed, or in use as swap space".into(),
+        Some(libc::ENXIO | libc::ENODEV | libc::ENOMEDIUM) => {
+            "there is no such device, or no medium in it".into()
+        }
+        _ => "check the path".into(),
+    };
+    // Without "(os error 2)", which helps nobody.
+    let why = error.raw_os_error().map_or_else(
+        || error.to_string(),
+        |e| rustix::io::Errno::from_raw_os_error(e).to_string(),
+    );
+    let why = why
+        .split(" (os error")
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    OpenError(format!("cannot open the image {shown}: {why}; {advice}"))
+}
+
+fn no_direct(path: &Path, options: &OpenOptions) -> OpenError {
+    let instead = if options.cache.is_writethrough() {
+        "writethrough"
+    } else {
+        "writeback"
+    };
+    OpenError(format!(
+        "{} lies on a filesystem without direct I/O, which cache mode {} needs; use cache mode {instead}",
+        path.display(),
+        options.cache
+    ))
+}
+
+/// The logical block size: what was asked for, if direct I/O and the device can do with it.
+fn block_size(
+    path: &Path,
+    file: &File,
+    kind: Kind,
+    direct: Option<probe::Alignment>,
+    options: &OpenOptions,
+) -> Result<u32, OpenError> {
+    let shown = path.display();
+    let of_device = match kind {
+        Kind::Regular => probe::SECTOR,
+        Kind::BlockDevice => rustix::fs::ioctl_blksszget(file)
+            .map_err(|e| OpenError(format!("cannot ask {shown} for its block size: {e}")))?,
+    };
+    let smallest = of_device
+        .max(probe::SECTOR)
+        .max(direct.map_or(0, |align| align.io));
+    if smallest > MAX_BLOCK || !smallest.is_power_of_two() {
+        return Err(OpenError(format!(
+            "{shown} has blocks of {smallest} bytes, which no guest can use; use cache mode writeback"
+        )));
+    }
+    match options.block_size {
+        Some(size) if size < smallest && of_device < smallest => Err(OpenError(format!(
+            "block size {size} is too small for direct I/O on {shown}, which needs {smallest}; use block size {smallest} or cache mode writeback"
+        ))),
+        Some(size) if size < smallest => Err(OpenError(format!(
+            "block size {size} is smaller than the blocks of {shown}; use block size {smallest}"
+        ))),
+        Some(size) => Ok(size),
+        None => Ok(smallest),
+    }
+}
+
+fn not_locked(
+    path: &Path,
+    options: &OpenOptions,
+    meta: &Metadata,
+    error: &lock::LockError,
+) -> OpenError {
+    let shown = path.display();
+    match error {
+        lock::LockError::Unsupported(e) => OpenError(format!(
+            "cannot lock {shown} against a second writer: {e}; put the image on a filesystem with byte-range locks"
+        )),
+        lock::LockError::Conflict => {
+            let who =
+                holder::find(meta.dev(), meta.ino()).unwrap_or_else(|| "another program".into());
+            let advice = if options.read_only {
+                "wait until it lets go"
+            } else {
+                "stop it, or wait until it lets go"
+            };
+            OpenError(format!(
+                "the image {shown} is locked: {who} uses it; {advice}"
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
