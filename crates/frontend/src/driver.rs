@@ -1,0 +1,595 @@
+//! The virtio-blk driver of one queue: requests in, completions out, kicks and calls counted.
+//!
+//! The rule of batches: [`submit`](Driver::submit) only fills the ring, [`kick`](Driver::kick) publishes everything
+//! submitted since and writes the kick eventfd at most once. Every wait is bounded, and says at its end whether the
+//! device was slow or the interrupt was lost: if the used index moved past the armed event and the call eventfd stayed
+//! silent, that is [`Error::LostCall`].
+
+use std::collections::VecDeque;
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::error::{Error, Result};
+use crate::memory::Memory;
+use crate::request::{Range, Reply, Request, STATUS_NONE};
+use crate::ring::{RingAddresses, RingState, Segment, SplitRing};
+use crate::slots::Slots;
+pub use crate::slots::Slot;
+use crate::wire::wait_readable;
+
+/// How the driver learns of completions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Completion {
+    /// Sleeps on the call eventfd, like a guest with interrupts.
+    #[default]
+    Event,
+    /// Looks at the used index, like a guest that polls; asks for no calls.
+    Polled,
+}
+
+/// Size and shape of a queue.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueOptions {
+    /// Number of descriptors, a power of two.
+    pub size: u16,
+    /// Requests that can be in flight.
+    pub slots: u16,
+    /// Largest data of a request in bytes.
+    pub max_data: u32,
+    /// Largest number of segments of an indirect table.
+    pub max_segments: u16,
+    /// Memory region of the ring.
+    pub ring_region: usize,
+    /// Memory region of headers, data and indirect tables.
+    pub buffer_region: usize,
+    /// How completions are waited for.
+    pub completion: Completion,
+    /// Put requests into indirect tables (if negotiated) unless they say otherwise.
+    pub indirect: bool,
+}
+
+impl Default for QueueOptions {
+    fn default() -> Self {
+        Self {
+            size: 128,
+            slots: 64,
+            max_data: 128 << 10,
+            max_segments: 64,
+            ring_region: 0,
+            buffer_region: 0,
+            completion: Completion::Event,
+            indirect: false,
+        }
+    }
+}
+
+/// What the driver did and got, since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Writes to the kick eventfd.
+    pub kicks: u64,
+    /// Signals on the call eventfd.
+    pub calls: u64,
+    /// Wake-ups by the call eventfd that found no used entry.
+    pub empty_wakeups: u64,
+    /// Requests completed.
+    pub completed: u64,
+}
+
+/// What a back end must know of a queue to serve it.
+#[derive(Debug)]
+pub struct RingSetup {
+    /// Number of the queue.
+    pub index: usize,
+    /// Number of descriptors.
+    pub size: u16,
+    /// Where the ring lies.
+    pub addresses: RingAddresses,
+    /// The avail index to start from.
+    pub base: u16,
+    /// Driver to device.
+    pub kick: EventFd,
+    /// Device to driver.
+    pub call: EventFd,
+    /// Device to VMM: the ring broke.
+    pub err: EventFd,
+}
+
+/// A chain that the device gave back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Head of the chain.
+    pub head: u16,
+    /// The request's slot; `None` for a chain of [`submit_chain`](Driver::submit_chain) or a raw head.
+    pub slot: Option<Slot>,
+    /// Status byte; [`STATUS_NONE`] if there is no slot or the device wrote nothing.
+    pub status: u8,
+    /// Length in the used element.
+    pub used: u32,
+}
+
+/// A data request of the allocation-free path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// Into the slot's data buffer.
+    Read,
+    /// Out of the slot's data buffer.
+    Write,
+    /// No data.
+    Flush,
+}
+
+const NO_SLOT: u16 = u16::MAX;
+
+/// The driver of one queue. It is used by one thread at a time, and needs no connection while the ring runs.
+#[derive(Debug)]
+pub struct Driver {
+    index: usize,
+    options: QueueOptions,
+    ring: SplitRing,
+    slots: Slots,
+    memory: Arc<Memory>,
+    /// For each head in flight its slot.
+    owners: Vec<u16>,
+    kick: EventFd,
+    call: EventFd,
+    err: EventFd,
+    base: u16,
+    counters: Counters,
+    /// Completions of others that a synchronous call met while it waited for its own.
+    stash: VecDeque<Done>,
+}
+
+/// A new eventfd that does not block.
+pub fn eventfd() -> Result<EventFd> {
+    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(Error::io("eventfd"))
+}
+
+impl Driver {
+    /// Lays out ring and buffers. `event_idx` and `indirect` say what was negotiated.
+    pub fn new(
+        memory: &Arc<Memory>,
+        index: usize,
+        mut options: QueueOptions,
+        event_idx: bool,
+        indirect: bool,
+    ) -> Result<Self> {
+        options.indirect &= indirect;
+        let ring = SplitRing::new(memory, options.ring_region, options.size, event_idx)?;
+        let slots =
+            Slots::new(memory, options.buffer_region, options.slots, options.max_data, options.max_segments)?;
+        Ok(Self {
+            index,
+            options,
+            ring,
+            slots,
+            memory: Arc::clone(memory),
+            owners: vec![NO_SLOT; usize::from(options.size)],
+            kick: eventfd()?,
+            call: eventfd()?,
+            err: eventfd()?,
+            base: 0,
+            counters: Counters::default(),
+            stash: VecDeque::new(),
+        })
+    }
+
+    /// Number of the queue.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Size and shape.
+    #[must_use]
+    pub fn options(&self) -> &QueueOptions {
+        &self.options
+    }
+
+    /// The guest memory it works in.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// The ring, for hostile tests and for looking at indices.
+    pub fn ring(&mut self) -> &mut SplitRing {
+        &mut self.ring
+    }
+
+    /// The indices as they are now.
+    #[must_use]
+    pub fn state(&self) -> RingState {
+        self.ring.state()
+    }
+
+    /// What it did so far. Signals that wait unread on the call eventfd are not counted yet.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Requests in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        usize::from(self.ring.in_flight())
+    }
+
+    /// Slots that are free.
+    #[must_use]
+    pub fn free_slots(&self) -> usize {
+        self.slots.free()
+    }
+
+    /// Changes how completions are waited for.
+    pub fn set_completion(&mut self, completion: Completion) {
+        self.options.completion = completion;
+    }
+
+    /// The kick eventfd.
+    #[must_use]
+    pub fn kick_fd(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// The call eventfd.
+    #[must_use]
+    pub fn call_fd(&self) -> &EventFd {
+        &self.call
+    }
+
+    /// The error eventfd.
+    #[must_use]
+    pub fn err_fd(&self) -> &EventFd {
+        &self.err
+    }
+
+    /// Uses another call eventfd from now on and returns the old one. The back end must know of it (see
+    /// [`Connection::swap_call`](crate::Connection::swap_call)).
+    pub fn replace_call(&mut self, call: EventFd) -> EventFd {
+        std::mem::replace(&mut self.call, call)
+    }
+
+    /// Uses another kick eventfd from now on and returns the old one.
+    pub fn replace_kick(&mut self, kick: EventFd) -> EventFd {
+        std::mem::replace(&mut self.kick, kick)
+    }
+
+    /// The avail index from which a back end starts this ring.
+    #[must_use]
+    pub fn base(&self) -> u16 {
+        self.base
+    }
+
+    /// Remembers what GET_VRING_BASE answered.
+    pub fn set_base(&mut self, base: u16) {
+        self.base = base;
+    }
+
+    /// What the back end must be told; holds duplicates of the eventfds.
+    pub fn setup(&self) -> Result<RingSetup> {
+        let duplicate = |fd: &EventFd| fd.try_clone().map_err(Error::io("dup of an eventfd"));
+        Ok(RingSetup {
+            index: self.index,
+            size: self.ring.size(),
+            addresses: self.ring.addresses(),
+            base: self.base,
+            kick: duplicate(&self.kick)?,
+            call: duplicate(&self.call)?,
+            err: duplicate(&self.err)?,
+        })
+    }
+
+    /// Forgets everything in flight and zeroes the ring, after a device reset.
+    pub fn reset(&mut self) {
+        self.ring.reset();
+        self.slots.reset();
+        self.owners.fill(NO_SLOT);
+        self.stash.clear();
+        self.base = 0;
+    }
+
+    /// Offers everything in flight once more, to a back end that knows nothing of it: after a reconnect, before the
+    /// ring is started.
+    pub fn requeue_in_flight(&mut self) {
+        self.base = self.ring.requeue_in_flight();
+    }
+
+    // ---- requests in ------------------------------------------------------------------------------------------
+
+    /// Places a request on the ring; the device sees it at the next [`kick`](Self::kick).
+    pub fn submit(&mut self, request: &Request<'_>) -> Result<Slot> {
+        self.slots.check(request)?;
+        let slot = self.take_slot()?;
+        let segments = self.slots.prepare(slot, request);
+        let indirect = request.indirect.unwrap_or(self.options.indirect);
+        self.place(slot, &segments, indirect)
+    }
+
+    /// The same for reads, writes and flushes, allocating nothing. The data of a write are those of
+    /// [`write_data`](Self::write_data), so the slot comes from [`take_slot`](Self::take_slot).
+    #[inline]
+    pub fn submit_io(&mut self, slot: Slot, io: Io, sector: u64, length: u32) -> Result<()> {
+        let (kind, writable) = match io {
+            Io::Read => (VIRTIO_BLK_T_IN, true),
+            Io::Write => (VIRTIO_BLK_T_OUT, false),
+            Io::Flush => (VIRTIO_BLK_T_FLUSH, false),
+        };
+        let segments = self.slots.classic(slot, kind, sector, (length, writable));
+        if io == Io::Flush {
+            let [header, _, status] = segments;
+            return self.place(slot, &[header, status], self.options.indirect).map(drop);
+        }
+        self.place(slot, &segments, self.options.indirect).map(drop)
+    }
+
+    /// Takes a free slot for [`submit_io`](Self::submit_io).
+    #[inline]
+    pub fn take_slot(&mut self) -> Result<Slot> {
+        match self.slots.take() {
+            Some(slot) => Ok(slot),
+            None => Err(Error::RingFull { wanted: 1, state: self.ring.state() }),
+        }
+    }
+
+    #[inline]
+    fn place(&mut self, slot: Slot, segments: &[Segment], indirect: bool) -> Result<Slot> {
+        let head = if indirect {
+            if segments.len() > self.slots.table_segments() {
+                self.slots.release(slot);
+                let (count, max) = (segments.len(), self.slots.table_segments());
+                return Err(Error::BadRequest(format!("{count} segments in an indirect table of {max}")));
+            }
+            let (table, at) = self.slots.table(slot);
+            self.ring.add_indirect(table, at, segments)
+        } else {
+            self.ring.add(segments)
+        };
+        match head {
+            Ok(head) => {
+                if let Some(owner) = self.owners.get_mut(usize::from(head)) {
+                    *owner = slot.0;
+                }
+                Ok(slot)
+            }
+            Err(error) => {
+                self.slots.release(slot);
+                Err(error)
+            }
+        }
+    }
+
+    /// Places any chain on the ring and returns its head: no header, no status, no checks.
+    pub fn submit_chain(&mut self, segments: &[Segment]) -> Result<u16> {
+        let head = self.ring.add(segments)?;
+        if let Some(owner) = self.owners.get_mut(usize::from(head)) {
+            *owner = NO_SLOT;
+        }
+        Ok(head)
+    }
+
+    /// Publishes what was submitted and kicks if the device asks for it. Returns whether it kicked.
+    #[inline]
+    pub fn kick(&mut self) -> Result<bool> {
+        let wanted = self.ring.publish();
+        if wanted {
+            self.force_kick()?;
+        }
+        Ok(wanted)
+    }
+
+    /// Kicks whether the device asks for it or not.
+    pub fn force_kick(&mut self) -> Result<()> {
+        self.kick.write(1).map_err(Error::io("write to the kick eventfd"))?;
+        self.counters.kicks += 1;
+        Ok(())
+    }
+
+    // ---- completions out --------------------------------------------------------------------------------------
+
+    /// Takes a completion if one is there.
+    #[inline]
+    pub fn try_next(&mut self) -> Result<Option<Done>> {
+        if let Some(done) = self.stash.pop_front() {
+            return Ok(Some(done));
+        }
+        self.take()
+    }
+
+    #[inline]
+    fn take(&mut self) -> Result<Option<Done>> {
+        let Some(used) = self.ring.take_used()? else { return Ok(None) };
+        let owner = self
+            .owners
+            .get_mut(usize::from(used.head))
+            .map_or(NO_SLOT, |owner| std::mem::replace(owner, NO_SLOT));
+        let slot = (owner != NO_SLOT).then_some(Slot(owner));
+        let status = slot.map_or(STATUS_NONE, |slot| self.slots.status(slot));
+        self.counters.completed += 1;
+        Ok(Some(Done { head: used.head, slot, status, used: used.length }))
+    }
+
+    /// Waits for a completion.
+    pub fn next(&mut self, within: Duration) -> Result<Done> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(done) = self.try_next()? {
+                return Ok(done);
+            }
+            self.wait_used(deadline, within)?;
+        }
+    }
+
+    /// Waits until a used entry is there, as the queue's [`Completion`] says.
+    pub fn wait_used(&mut self, deadline: Instant, within: Duration) -> Result<()> {
+        match self.options.completion {
+            Completion::Event => self.wait_call(deadline, within),
+            Completion::Polled => self.spin(deadline, within),
+        }
+    }
+
+    fn spin(&mut self, deadline: Instant, within: Duration) -> Result<()> {
+        let mut rounds = 0_u32;
+        while !self.ring.has_used() {
+            rounds = rounds.wrapping_add(1);
+            if rounds.is_multiple_of(1024) {
+                if Instant::now() >= deadline {
+                    return Err(Error::Timeout { after: within, state: self.ring.state() });
+                }
+                // The back end may need this very CPU.
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+
+    fn wait_call(&mut self, deadline: Instant, within: Duration) -> Result<()> {
+        loop {
+            if self.ring.arm() {
+                break;
+            }
+            if !wait_readable(fd(&self.call), deadline)? {
+                let state = self.ring.state();
+                return Err(if self.ring.has_used() {
+                    Error::LostCall { after: within, state }
+                } else {
+                    Error::Timeout { after: within, state }
+                });
+            }
+            self.drain_call()?;
+            if self.ring.has_used() {
+                break;
+            }
+            self.counters.empty_wakeups += 1;
+        }
+        self.ring.disarm();
+        Ok(())
+    }
+
+    /// Reads the call eventfd and returns the number of signals on it.
+    pub fn drain_call(&mut self) -> Result<u64> {
+        let calls = drain(&self.call)?;
+        self.counters.calls += calls;
+        Ok(calls)
+    }
+
+    /// Copies out of a slot's data buffer.
+    pub fn read_data(&self, slot: Slot, bytes: &mut [u8]) {
+        self.slots.read_data(slot, 0, bytes);
+    }
+
+    /// Copies into a slot's data buffer.
+    pub fn write_data(&self, slot: Slot, bytes: &[u8]) {
+        self.slots.write_data(slot, 0, bytes);
+    }
+
+    /// Guest address of a slot's data buffer.
+    #[must_use]
+    pub fn data_address(&self, slot: Slot) -> GuestAddress {
+        self.slots.data_address(slot)
+    }
+
+    /// Gives the slot of a completed request back.
+    #[inline]
+    pub fn release(&mut self, slot: Slot) {
+        self.slots.release(slot);
+    }
+
+    /// Turns a completion into a reply, and releases its slot.
+    pub fn reply(&mut self, done: Done) -> Reply {
+        let Some(slot) = done.slot else {
+            return Reply { kind: 0, sector: 0, status: done.status, used: done.used, data: vec![] };
+        };
+        let entry = self.slots.entry(slot);
+        let data = self.slots.input(slot);
+        self.release(slot);
+        Reply { kind: entry.kind, sector: entry.sector, status: done.status, used: done.used, data }
+    }
+
+    // ---- one request at a time --------------------------------------------------------------------------------
+
+    /// Submits a request, kicks, and waits for its reply, whatever its status. Completions of other requests that
+    /// come meanwhile are kept for [`next`](Self::next).
+    pub fn run(&mut self, request: &Request<'_>, within: Duration) -> Result<Reply> {
+        let slot = self.submit(request)?;
+        self.kick()?;
+        self.wait_for(slot, within)
+    }
+
+    /// Waits for the reply of one request.
+    pub fn wait_for(&mut self, slot: Slot, within: Duration) -> Result<Reply> {
+        if let Some(at) = self.stash.iter().position(|done| done.slot == Some(slot))
+            && let Some(done) = self.stash.remove(at)
+        {
+            return Ok(self.reply(done));
+        }
+        let deadline = Instant::now() + within;
+        loop {
+            match self.take()? {
+                Some(done) if done.slot == Some(slot) => return Ok(self.reply(done)),
+                Some(done) => self.stash.push_back(done),
+                None => self.wait_used(deadline, within)?,
+            }
+        }
+    }
+
+    /// Reads bytes; an error if the status is not OK.
+    pub fn read(&mut self, sector: u64, length: u32) -> Result<Vec<u8>> {
+        self.run(&Request::read(sector, length), WAIT)?.ok().map(|reply| reply.data)
+    }
+
+    /// Writes bytes; an error if the status is not OK.
+    pub fn write(&mut self, sector: u64, data: &[u8]) -> Result<()> {
+        self.run(&Request::write(sector, data), WAIT)?.ok().map(drop)
+    }
+
+    /// Flushes; an error if the status is not OK.
+    pub fn flush(&mut self) -> Result<()> {
+        self.run(&Request::flush(), WAIT)?.ok().map(drop)
+    }
+
+    /// Asks for the serial number, up to its first zero byte.
+    pub fn get_id(&mut self) -> Result<Vec<u8>> {
+        let mut id = self.run(&Request::get_id(), WAIT)?.ok()?.data;
+        if let Some(end) = id.iter().position(|byte| *byte == 0) {
+            id.truncate(end);
+        }
+        Ok(id)
+    }
+
+    /// Discards ranges; an error if the status is not OK.
+    pub fn discard(&mut self, ranges: &[Range]) -> Result<()> {
+        self.run(&Request::discard(ranges), WAIT)?.ok().map(drop)
+    }
+
+    /// Zeroes ranges; an error if the status is not OK.
+    pub fn write_zeroes(&mut self, ranges: &[Range]) -> Result<()> {
+        self.run(&Request::write_zeroes(ranges), WAIT)?.ok().map(drop)
+    }
+}
+
+/// The deadline of the one-request calls: far beyond what any disk needs on a loaded machine.
+pub const WAIT: Duration = Duration::from_secs(30);
+
+/// Reads an eventfd that does not block and returns its count, 0 if it was empty.
+pub fn drain(eventfd: &EventFd) -> Result<u64> {
+    match eventfd.read() {
+        Ok(count) => Ok(count),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(0),
+        Err(error) => Err(Error::io("read of an eventfd")(error)),
+    }
+}
+
+/// The borrowed fd of an eventfd, which `vmm-sys-util` does not lend.
+#[allow(unsafe_code)]
+fn fd(eventfd: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the fd is open as long as `eventfd` lives, and the result borrows it.
+    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
+}
