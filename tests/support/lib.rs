@@ -1,1 +1,4 @@
 //! What the whole-daemon tests share.
+
+pub mod process;
+pub mod qsd;

@@ -307,9 +307,10 @@ impl Connection {
         self.message("SET_VRING_NUM", |f| f.set_vring_num(index, ring.size))?;
         self.message("SET_VRING_BASE", |f| f.set_vring_base(index, ring.base))?;
         self.message("SET_VRING_ADDR", |f| f.set_vring_addr(index, &addresses))?;
-        self.message("SET_VRING_KICK", |f| f.set_vring_kick(index, &ring.kick))?;
         self.message("SET_VRING_CALL", |f| f.set_vring_call(index, &ring.call))?;
-        self.message("SET_VRING_ERR", |f| f.set_vring_err(index, &ring.err))
+        self.message("SET_VRING_ERR", |f| f.set_vring_err(index, &ring.err))?;
+        // Last: back ends start the ring here, and libvhost-user fails if it then has no call fd yet.
+        self.message("SET_VRING_KICK", |f| f.set_vring_kick(index, &ring.kick))
     }
 
     /// SET_VRING_ENABLE. Without protocol features a ring is enabled by its kick fd, and nothing is sent.

@@ -1,0 +1,156 @@
+//! Programs under test: started, watched, and surely ended.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Deadline of everything that a healthy program does at once; generous, for loaded machines.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// A child process whose stderr is kept, and which is killed on drop.
+pub struct Process {
+    name: String,
+    child: Child,
+    lines: Arc<(Mutex<Vec<String>>, Condvar)>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Process {
+    /// Starts the command with stderr captured. stdin is empty.
+    pub fn spawn(mut command: Command) -> Self {
+        let name = format!("{command:?}");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        let lines = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let stderr = child.stderr.take().expect("stderr is a pipe");
+        let sink = Arc::clone(&lines);
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines() {
+                let line = line.unwrap_or_else(|error| format!("<stderr: {error}>"));
+                sink.0.lock().unwrap().push(line);
+                sink.1.notify_all();
+            }
+        });
+        Self { name, child, lines, reader: Some(reader) }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// What it wrote to stderr until now.
+    pub fn stderr(&self) -> String {
+        self.lines.0.lock().unwrap().join("\n")
+    }
+
+    /// Waits until stderr has a line that contains `text`, and returns it.
+    pub fn wait_stderr(&self, text: &str) -> String {
+        let deadline = Instant::now() + SOON;
+        let mut lines = self.lines.0.lock().unwrap();
+        loop {
+            if let Some(line) = lines.iter().find(|line| line.contains(text)) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "{}: no line with {text:?} in:\n{}", self.name, lines.join("\n"));
+            lines = self.lines.1.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// Waits until a socket is listened on; panics with its stderr if the process ends first.
+    pub fn wait_listening(&mut self, socket: &Path) {
+        let deadline = Instant::now() + SOON;
+        while !is_listening(socket) {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                let stderr = self.end();
+                panic!("{} ended with {status} before it listened:\n{stderr}", self.name);
+            }
+            assert!(Instant::now() < deadline, "{} does not listen on {socket:?}:\n{}", self.name, self.stderr());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: kill takes plain numbers; the child was not waited for, so its pid is still its own.
+        let result = unsafe { libc::kill(self.pid(), signal) };
+        assert_eq!(result, 0, "kill({signal}): {}", std::io::Error::last_os_error());
+    }
+
+    /// Says whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for its end; panics if it does not end in time.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{} does not end:\n{}", self.name, self.stderr());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// All of stderr, once the process has ended.
+    fn end(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the reader of stderr");
+        }
+        self.stderr()
+    }
+
+    /// Open file descriptors as `/proc/PID/fd` has them: number and what it is, inode numbers left out because a
+    /// socket or pipe of the same kind in the same place is the same to a leak check.
+    pub fn fds(&self) -> Vec<(u32, String)> {
+        let directory = format!("/proc/{}/fd", self.pid());
+        let mut fds: Vec<(u32, String)> = std::fs::read_dir(&directory)
+            .unwrap_or_else(|error| panic!("{directory}: {error}"))
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let number = entry.file_name().to_str()?.parse().ok()?;
+                // An fd may be closed between the listing and this look.
+                let target = std::fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
+                let kind = target.split_once(":[").map_or(target.as_str(), |(kind, _)| kind).to_owned();
+                Some((number, kind))
+            })
+            .collect();
+        fds.sort();
+        fds
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.is_running() {
+            self.child.kill().ok();
+        }
+        let status = self.child.wait().expect("wait for the child");
+        let stderr = self.end();
+        // Shown by the test harness only if the test fails.
+        if std::thread::panicking() && !stderr.is_empty() {
+            eprintln!("--- stderr of {} ({status}, signal {:?}):\n{stderr}", self.name, status.signal());
+        }
+    }
+}
+
+/// Says whether some process listens on a Unix socket, without connecting to it: a probe that connects would be a
+/// front end to a vhost-user back end.
+pub fn is_listening(socket: &Path) -> bool {
+    const ACCEPTS: &str = "00010000";
+    let table = std::fs::read_to_string("/proc/net/unix").expect("/proc/net/unix");
+    table.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        fields.nth(3) == Some(ACCEPTS) && fields.nth(3).is_some_and(|path| Path::new(path) == socket)
+    })
+}
