@@ -10,8 +10,9 @@ pub mod request;
 pub mod status;
 
 use cache::Cache;
-use outboard_storage::disk::Disk;
+use outboard_storage::disk::{Disk, DiskQueue};
 use outboard_virtio::device::{ConfigError, Device, DeviceError, QueueHandler, QueueSetup};
+use queue::BlkQueue;
 use request::{ID_BYTES, Rules, SECTOR};
 use std::sync::{Arc, Mutex, PoisonError};
 use virtio_bindings::virtio_blk::{
@@ -123,6 +124,35 @@ impl Blk {
             writeback: !self.cache.is_write_through(),
             read_only: self.disk.is_read_only(),
         }
+    }
+
+    /// The handler of a queue that does its I/O through `io`.
+    fn handler(&self, features: u64, io: Box<dyn DiskQueue>) -> BlkQueue {
+        let fields = self.fields();
+        let negotiated = |feature, sectors: u32| {
+            if features & bit(feature) == 0 {
+                0
+            } else {
+                u64::from(sectors) * SECTOR
+            }
+        };
+        let rules = Rules {
+            block: fields.limits.logical_block,
+            read_only: fields.read_only,
+            max_discard: negotiated(VIRTIO_BLK_F_DISCARD, fields.max_discard_sectors()),
+            max_write_zeroes: negotiated(
+                VIRTIO_BLK_F_WRITE_ZEROES,
+                fields.max_write_zeroes_sectors(),
+            ),
+            max_segments: config::MAX_SEGMENTS,
+        };
+        BlkQueue::new(
+            Arc::clone(&self.disk),
+            io,
+            Arc::clone(&self.cache),
+            rules,
+            self.id,
+        )
     }
 
     /// The bytes `offset..offset + len` of the space as positions in an image.
@@ -246,31 +276,7 @@ impl Device for Blk {
                 self.disk.name()
             ))
         })?;
-        let fields = self.fields();
-        let negotiated = |feature, sectors: u32| {
-            if features & bit(feature) != 0 {
-                u64::from(sectors) * SECTOR
-            } else {
-                0
-            }
-        };
-        let rules = Rules {
-            block: fields.limits.logical_block,
-            read_only: fields.read_only,
-            max_discard: negotiated(VIRTIO_BLK_F_DISCARD, fields.max_discard_sectors()),
-            max_write_zeroes: negotiated(
-                VIRTIO_BLK_F_WRITE_ZEROES,
-                fields.max_write_zeroes_sectors(),
-            ),
-            max_segments: config::MAX_SEGMENTS,
-        };
-        Ok(Box::new(queue::BlkQueue::new(
-            Arc::clone(&self.disk),
-            io,
-            Arc::clone(&self.cache),
-            rules,
-            self.id,
-        )))
+        Ok(Box::new(self.handler(features, io)))
     }
 }
 
@@ -278,5 +284,9 @@ fn bit(feature: u32) -> u64 {
     1 << feature
 }
 
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -66,7 +66,9 @@ impl QueueHandler for BlkQueue {
 
     fn complete(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
         while let Some(completion) = self.io.next_completion() {
-            if let Some(done) = self.finish(completion, true) {
+            let Completion { token, result, buf } = completion;
+            queue.recycle(buf);
+            if let Some(done) = self.finish(token, result, true) {
                 let written = if done.outcome == Status::Ok {
                     done.data
                 } else {
@@ -84,7 +86,7 @@ impl QueueHandler for BlkQueue {
 
     fn reap(&mut self) -> u32 {
         while let Some(completion) = self.io.next_completion() {
-            self.finish(completion, false);
+            self.finish(completion.token, completion.result, false);
         }
         self.in_flight()
     }
@@ -201,8 +203,7 @@ impl BlkQueue {
 
     /// Counts one finished operation; the request, if it was the last. `go_on`: what is still to be done for the request may
     /// be submitted.
-    fn finish(&mut self, completion: Completion, go_on: bool) -> Option<Pending> {
-        let Completion { token, result, .. } = completion;
+    fn finish(&mut self, token: u32, result: io::Result<()>, go_on: bool) -> Option<Pending> {
         let key = token as usize;
         let Some(pending) = self.pending.get_mut(key) else {
             error!(

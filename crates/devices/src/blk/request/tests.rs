@@ -24,10 +24,7 @@ fn rules() -> Rules {
 fn scattered(bytes: &[u8], cuts: &[usize]) -> Buffers {
     let mut iov = SmallVec::new();
     let mut owners = Vec::new();
-    let mut cuts: Vec<usize> = cuts
-        .iter()
-        .map(|cut| (*cut).min(bytes.len()))
-        .collect();
+    let mut cuts: Vec<usize> = cuts.iter().map(|cut| (*cut).min(bytes.len())).collect();
     cuts.push(bytes.len());
     cuts.sort_unstable();
     let mut from = 0;
