@@ -315,15 +315,11 @@ impl Core {
         }
     }
 
+    /// Our own events are not read either: see `watch`, "Why no kick is lost".
     fn own_fired(&mut self, which: OwnEvent, wakes: &mut Vec<Wake>) {
         match which {
-            OwnEvent::Mailbox => {
-                self.waker.clear();
-                // Several in one pass are possible (a notification after the clear), and harmless.
-                wakes.push(Wake::Mailbox);
-            }
+            OwnEvent::Mailbox => wakes.push(Wake::Mailbox),
             OwnEvent::Remote => {
-                self.inbox.event.clear();
                 self.inbox.take(&mut self.posts);
                 for (slot, completion) in self.posts.drain(..) {
                     self.ports.deliver(slot, completion);

@@ -1,9 +1,9 @@
 //! Completions that come from other threads: thread pools, C libraries.
 //!
 //! # Protocol
-//! A poster pushes under the lock and notifies only if the inbox was empty before; the reactor clears the event
-//! *before* it empties the inbox. So whoever finds the inbox non-empty may rely on a notification that the reactor has
-//! not consumed yet, or on a reactor that is about to take the lock and will see the entry.
+//! A poster pushes under the lock and notifies only if the inbox was empty before; the reactor, when notified, takes all.
+//! So whoever finds the inbox non-empty relies on the poster who found it empty: that one's notification is still to
+//! come, or to be answered, and the answer takes every entry there is by then.
 
 use crate::{port::PortCompletion, tag::SlotId};
 use outboard_notifier::Event;
@@ -51,7 +51,7 @@ impl Inbox {
         }
     }
 
-    /// Swaps the posts against the empty `into`. Clear the event first.
+    /// Swaps the posts against the empty `into`.
     pub fn take(&self, into: &mut Vec<(SlotId, PortCompletion)>) {
         let mut posts = self.posts.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::swap(&mut *posts, into);
