@@ -1,8 +1,10 @@
 //! A driver, a ring, a block device and a [`ModelDisk`], on one thread.
 
-use super::{Blk, BlkOptions, model::ModelDisk, queue::BlkQueue};
+use super::{Blk, BlkOptions, model::ModelDisk};
+use outboard_reactor::Reactor;
+use outboard_storage::disk::Disk;
 use outboard_virtio::{
-    device::{Device, Progress, QueueHandler},
+    device::{Device, Progress, QueueHandler, QueueSetup},
     mock::{Buffer, MockDriver, MockMemory},
     queue::{Queue, QueueError},
 };
@@ -47,13 +49,14 @@ struct Sent {
     room: usize,
 }
 
-pub struct Harness {
-    pub disk: Arc<ModelDisk>,
+/// `D`: the disk below, as the test sees it.
+pub struct Harness<D: ?Sized = ModelDisk> {
+    pub disk: Arc<D>,
     pub blk: Blk,
     pub memory: MockMemory,
     pub driver: MockDriver,
     pub queue: Queue,
-    pub handler: BlkQueue,
+    pub handler: Box<dyn QueueHandler>,
     sent: BTreeMap<u16, Sent>,
 }
 
@@ -78,10 +81,32 @@ impl Harness {
         let blk = Blk::new(disk.clone(), options).expect("a device");
         let features = blk.features() & mask;
         blk.ack_features(features);
+        let handler = Box::new(blk.handler(features, disk.queue()));
+        Harness::assemble(disk, blk, handler)
+    }
+}
+
+impl Harness<dyn Disk> {
+    /// A disk of the storage crate, whose operations end through a reactor.
+    pub fn on(reactor: &Reactor, disk: Arc<dyn Disk>) -> Harness<dyn Disk> {
+        let blk = Blk::new(disk.clone(), options()).expect("a device");
+        let features = blk.features();
+        blk.ack_features(features);
+        let setup = QueueSetup {
+            index: 1,
+            features,
+            port: reactor.port(),
+        };
+        let handler = blk.open_queue(setup).expect("a queue");
+        Harness::assemble(disk, blk, handler)
+    }
+}
+
+impl<D: ?Sized> Harness<D> {
+    fn assemble(disk: Arc<D>, blk: Blk, handler: Box<dyn QueueHandler>) -> Harness<D> {
         let memory = MockMemory::flat(64 << 20);
         let driver = MockDriver::new(&memory, 0, 256, 1 << VIRTIO_RING_F_INDIRECT_DESC);
         let queue = Queue::new(&driver.config(), memory.lease()).expect("a ring");
-        let handler = blk.handler(features, disk.queue());
         Harness {
             disk,
             blk,

@@ -11,6 +11,7 @@ use virtio_bindings::virtio_blk::*;
 
 mod hostile;
 mod property;
+mod storage;
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
