@@ -82,7 +82,7 @@ impl Blk {
             )));
         }
         let size = disk.size();
-        if size % u64::from(block) != 0 {
+        if !size.is_multiple_of(u64::from(block)) {
             return Err(DeviceError(format!(
                 "{} has {size} bytes, not a multiple of its block size of {block}",
                 disk.name()

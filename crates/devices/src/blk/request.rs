@@ -262,7 +262,7 @@ fn segments(
     size: u64,
 ) -> Result<Segments, Refusal> {
     let len = list.len();
-    if len == 0 || len % SEGMENT as u64 != 0 {
+    if len == 0 || !len.is_multiple_of(SEGMENT as u64) {
         return Err(Refusal::SegmentList { len });
     }
     let count = len / SEGMENT as u64;

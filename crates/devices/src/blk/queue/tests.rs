@@ -381,7 +381,9 @@ fn requests_complete_in_the_disks_order() {
     h.pass().unwrap();
     assert_eq!((h.handler.in_flight(), h.answers().len()), (5, 0));
     // Of those still waiting: the last, the first, the middle one, ...
-    [4, 0, 1, 1, 0].map(|position| h.disk.release(position));
+    [4, 0, 1, 1, 0]
+        .into_iter()
+        .for_each(|position| h.disk.release(position));
     h.completions();
     let answers = h.answers();
     let order: Vec<u16> = answers.iter().map(|(head, _)| *head).collect();
@@ -450,7 +452,9 @@ fn an_abandoned_ring_is_left_alone_while_its_operations_end() {
     assert_eq!(h.handler.reap(), 3, "nothing ended yet");
     h.disk.release(1); // one of the two segments
     assert_eq!(h.handler.reap(), 3);
-    [0, 0, 0].map(|position| h.disk.release(position));
+    [0, 0, 0]
+        .into_iter()
+        .for_each(|position| h.disk.release(position));
     assert_eq!(h.handler.reap(), 0);
     assert_eq!(
         h.memory.read(0, 1 << 20),

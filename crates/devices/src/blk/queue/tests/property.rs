@@ -14,7 +14,8 @@ fn oracle(bytes: &mut [u8], block: u128, read_only: bool, req: &Req) -> Answer {
     let size = bytes.len() as u128;
     let inside = |sector: u64, len: u128| {
         let at = u128::from(sector) * 512;
-        (at + len <= size && at % block == 0 && len % block == 0).then_some(at as usize)
+        (at + len <= size && at.is_multiple_of(block) && len.is_multiple_of(block))
+            .then_some(at as usize)
     };
     match req.kind {
         VIRTIO_BLK_T_IN => match inside(req.sector, req.room as u128) {
@@ -48,7 +49,11 @@ fn oracle(bytes: &mut [u8], block: u128, read_only: bool, req: &Req) -> Answer {
         VIRTIO_BLK_T_GET_ID => only(IOERR),
         VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
             let count = req.out.len() / 16;
-            if read_only || req.room != 0 || req.out.len() % 16 != 0 || !(1..=32).contains(&count) {
+            if read_only
+                || req.room != 0
+                || !req.out.len().is_multiple_of(16)
+                || !(1..=32).contains(&count)
+            {
                 return only(IOERR);
             }
             let word = |s: &[u8], at: usize| u32::from_le_bytes(s[at..at + 4].try_into().unwrap());
