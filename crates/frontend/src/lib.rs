@@ -22,8 +22,11 @@
 //! | requests and completions of a queue | [`Driver`], [`Request`] |
 //! | chains that no driver would send | [`Driver::submit_chain`], [`ring::SplitRing::write_descriptor`] |
 //! | messages that no front end would send | [`wire::Wire`] |
+//! | data that proves itself | [`verify`] |
+//! | load and figures | [`bench`] |
 //! | messages of the back end | [`channel::BackendChannel`] |
 
+pub mod bench;
 pub mod channel;
 pub mod config;
 mod connection;
@@ -31,9 +34,11 @@ pub mod driver;
 pub mod error;
 pub mod memory;
 pub mod options;
+pub mod peer;
 pub mod request;
 pub mod ring;
 mod slots;
+pub mod verify;
 mod watchdog;
 pub mod wire;
 

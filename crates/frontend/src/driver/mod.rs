@@ -5,6 +5,9 @@
 //! device was slow or the interrupt was lost: if the used index moved past the armed event and the call eventfd stayed
 //! silent, that is [`Error::LostCall`].
 
+mod single;
+mod types;
+
 use std::collections::VecDeque;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -17,113 +20,14 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::error::{Error, Result};
 use crate::memory::Memory;
-use crate::request::{Range, Reply, Request, STATUS_NONE};
-use crate::ring::{RingAddresses, RingState, Segment, SplitRing};
-use crate::slots::Slots;
+use crate::request::{Reply, Request, STATUS_NONE};
+use crate::ring::{RingState, Segment, SplitRing};
 pub use crate::slots::Slot;
+use crate::slots::Slots;
 use crate::wire::wait_readable;
 
-/// How the driver learns of completions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Completion {
-    /// Sleeps on the call eventfd, like a guest with interrupts.
-    #[default]
-    Event,
-    /// Looks at the used index, like a guest that polls; asks for no calls.
-    Polled,
-}
-
-/// Size and shape of a queue.
-#[derive(Clone, Copy, Debug)]
-pub struct QueueOptions {
-    /// Number of descriptors, a power of two.
-    pub size: u16,
-    /// Requests that can be in flight.
-    pub slots: u16,
-    /// Largest data of a request in bytes.
-    pub max_data: u32,
-    /// Largest number of segments of an indirect table.
-    pub max_segments: u16,
-    /// Memory region of the ring.
-    pub ring_region: usize,
-    /// Memory region of headers, data and indirect tables.
-    pub buffer_region: usize,
-    /// How completions are waited for.
-    pub completion: Completion,
-    /// Put requests into indirect tables (if negotiated) unless they say otherwise.
-    pub indirect: bool,
-}
-
-impl Default for QueueOptions {
-    fn default() -> Self {
-        Self {
-            size: 128,
-            slots: 64,
-            max_data: 128 << 10,
-            max_segments: 64,
-            ring_region: 0,
-            buffer_region: 0,
-            completion: Completion::Event,
-            indirect: false,
-        }
-    }
-}
-
-/// What the driver did and got, since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Writes to the kick eventfd.
-    pub kicks: u64,
-    /// Signals on the call eventfd.
-    pub calls: u64,
-    /// Wake-ups by the call eventfd that found no used entry.
-    pub empty_wakeups: u64,
-    /// Requests completed.
-    pub completed: u64,
-}
-
-/// What a back end must know of a queue to serve it.
-#[derive(Debug)]
-pub struct RingSetup {
-    /// Number of the queue.
-    pub index: usize,
-    /// Number of descriptors.
-    pub size: u16,
-    /// Where the ring lies.
-    pub addresses: RingAddresses,
-    /// The avail index to start from.
-    pub base: u16,
-    /// Driver to device.
-    pub kick: EventFd,
-    /// Device to driver.
-    pub call: EventFd,
-    /// Device to VMM: the ring broke.
-    pub err: EventFd,
-}
-
-/// A chain that the device gave back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Done {
-    /// Head of the chain.
-    pub head: u16,
-    /// The request's slot; `None` for a chain of [`submit_chain`](Driver::submit_chain) or a raw head.
-    pub slot: Option<Slot>,
-    /// Status byte; [`STATUS_NONE`] if there is no slot or the device wrote nothing.
-    pub status: u8,
-    /// Length in the used element.
-    pub used: u32,
-}
-
-/// A data request of the allocation-free path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Io {
-    /// Into the slot's data buffer.
-    Read,
-    /// Out of the slot's data buffer.
-    Write,
-    /// No data.
-    Flush,
-}
+pub use single::WAIT;
+pub use types::{Completion, Counters, Done, Io, QueueOptions, RingSetup};
 
 const NO_SLOT: u16 = u16::MAX;
 
@@ -422,12 +326,18 @@ impl Driver {
             if let Some(done) = self.try_next()? {
                 return Ok(done);
             }
-            self.wait_used(deadline, within)?;
+            self.wait_until(deadline, within)?;
         }
     }
 
     /// Waits until a used entry is there, as the queue's [`Completion`] says.
-    pub fn wait_used(&mut self, deadline: Instant, within: Duration) -> Result<()> {
+    #[inline]
+    pub fn wait_used(&mut self, within: Duration) -> Result<()> {
+        // The clock is not looked at where nothing needs to be waited for.
+        if self.ring.has_used() { Ok(()) } else { self.wait_until(Instant::now() + within, within) }
+    }
+
+    fn wait_until(&mut self, deadline: Instant, within: Duration) -> Result<()> {
         match self.options.completion {
             Completion::Event => self.wait_call(deadline, within),
             Completion::Polled => self.spin(deadline, within),
@@ -512,71 +422,7 @@ impl Driver {
         self.release(slot);
         Reply { kind: entry.kind, sector: entry.sector, status: done.status, used: done.used, data }
     }
-
-    // ---- one request at a time --------------------------------------------------------------------------------
-
-    /// Submits a request, kicks, and waits for its reply, whatever its status. Completions of other requests that
-    /// come meanwhile are kept for [`next`](Self::next).
-    pub fn run(&mut self, request: &Request<'_>, within: Duration) -> Result<Reply> {
-        let slot = self.submit(request)?;
-        self.kick()?;
-        self.wait_for(slot, within)
-    }
-
-    /// Waits for the reply of one request.
-    pub fn wait_for(&mut self, slot: Slot, within: Duration) -> Result<Reply> {
-        if let Some(at) = self.stash.iter().position(|done| done.slot == Some(slot))
-            && let Some(done) = self.stash.remove(at)
-        {
-            return Ok(self.reply(done));
-        }
-        let deadline = Instant::now() + within;
-        loop {
-            match self.take()? {
-                Some(done) if done.slot == Some(slot) => return Ok(self.reply(done)),
-                Some(done) => self.stash.push_back(done),
-                None => self.wait_used(deadline, within)?,
-            }
-        }
-    }
-
-    /// Reads bytes; an error if the status is not OK.
-    pub fn read(&mut self, sector: u64, length: u32) -> Result<Vec<u8>> {
-        self.run(&Request::read(sector, length), WAIT)?.ok().map(|reply| reply.data)
-    }
-
-    /// Writes bytes; an error if the status is not OK.
-    pub fn write(&mut self, sector: u64, data: &[u8]) -> Result<()> {
-        self.run(&Request::write(sector, data), WAIT)?.ok().map(drop)
-    }
-
-    /// Flushes; an error if the status is not OK.
-    pub fn flush(&mut self) -> Result<()> {
-        self.run(&Request::flush(), WAIT)?.ok().map(drop)
-    }
-
-    /// Asks for the serial number, up to its first zero byte.
-    pub fn get_id(&mut self) -> Result<Vec<u8>> {
-        let mut id = self.run(&Request::get_id(), WAIT)?.ok()?.data;
-        if let Some(end) = id.iter().position(|byte| *byte == 0) {
-            id.truncate(end);
-        }
-        Ok(id)
-    }
-
-    /// Discards ranges; an error if the status is not OK.
-    pub fn discard(&mut self, ranges: &[Range]) -> Result<()> {
-        self.run(&Request::discard(ranges), WAIT)?.ok().map(drop)
-    }
-
-    /// Zeroes ranges; an error if the status is not OK.
-    pub fn write_zeroes(&mut self, ranges: &[Range]) -> Result<()> {
-        self.run(&Request::write_zeroes(ranges), WAIT)?.ok().map(drop)
-    }
 }
-
-/// The deadline of the one-request calls: far beyond what any disk needs on a loaded machine.
-pub const WAIT: Duration = Duration::from_secs(30);
 
 /// Reads an eventfd that does not block and returns its count, 0 if it was empty.
 pub fn drain(eventfd: &EventFd) -> Result<u64> {
@@ -593,3 +439,7 @@ fn fd(eventfd: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: the fd is open as long as `eventfd` lives, and the result borrows it.
     unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
