@@ -26,8 +26,8 @@ pub enum Command {
     Blk(Box<BlkArgs>),
     /// Serve the devices of a configuration file in one process
     Serve(ServeArgs),
-    // Measure a vhost-user-blk back end (any, not only this one), with no guest
-    // Bench(outboard_frontend::bench::BenchArgs),
+    /// Measure a vhost-user-blk back end (any, not only this one), with no guest
+    Bench(Box<outboard_frontend::bench::BenchArgs>),
 }
 
 /// `outboard blk`.

@@ -46,7 +46,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
             logging::start(&args.log)?;
             daemon::run(config.devices, config.workers)
-        } // Command::Bench(args) => outboard_frontend::bench::run(&args).map_err(anyhow::Error::from),
+        }
+        Command::Bench(args) => Ok(outboard_frontend::bench::run(&args)?),
     }
 }
 

@@ -54,7 +54,7 @@ pub enum Mode {
 /// Drives a vhost-user-blk back end and measures it: no guest, one thread per queue.
 #[derive(Clone, Debug, serde::Serialize)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
-pub struct Args {
+pub struct BenchArgs {
     /// Socket of the back end (any vhost-user-blk back end)
     #[cfg_attr(feature = "cli", arg(long, value_name = "PATH"))]
     pub socket_path: PathBuf,
@@ -111,7 +111,7 @@ pub struct Args {
     pub json: bool,
 }
 
-impl Args {
+impl BenchArgs {
     /// The defaults of the command line.
     pub fn new(socket_path: impl Into<PathBuf>) -> Self {
         Self {

@@ -9,7 +9,6 @@ pub mod report;
 mod worker;
 
 use std::io::Write;
-use std::process::ExitCode;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +17,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_F_RO;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
-pub use args::{Args, Mode, Pattern};
+pub use args::{BenchArgs, Mode, Pattern};
 pub use report::Report;
 
 use crate::connection::Connection;
@@ -29,18 +28,20 @@ use crate::peer::Snapshot;
 use crate::request::SECTOR;
 use worker::{MEASURE, Outcome, Plan, STOP, WARM_UP, Worker};
 
-/// Runs the bench and prints its report to stdout. The exit code is not 0 if a request failed, a call was lost or a
-/// block was wrong.
-pub fn run(args: &Args) -> Result<ExitCode> {
+/// Runs the bench and prints its report to stdout. An error if a request failed, a call was lost or a block was wrong.
+pub fn run(args: &BenchArgs) -> Result<()> {
     let report = measure(args)?;
     let text = if args.json { report.json()? } else { report.to_string() };
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(Error::io("write of the report"))?;
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    match report.fault() {
+        None => Ok(()),
+        Some(fault) => Err(Error::Bench(fault)),
+    }
 }
 
 /// Runs the bench and returns its report.
-pub fn measure(args: &Args) -> Result<Report> {
+pub fn measure(args: &BenchArgs) -> Result<Report> {
     check(args)?;
     let shape = shape(args);
     let options = Options::new(&args.socket_path).regions(&[memory(args, &shape)]);
@@ -73,7 +74,7 @@ pub fn measure(args: &Args) -> Result<Report> {
     Ok(Report::new(args, indirect, pid, &outcomes, elapsed, cost))
 }
 
-fn check(args: &Args) -> Result<()> {
+fn check(args: &BenchArgs) -> Result<()> {
     let wrong = |what: String| Err(Error::Bench(what));
     if args.block_size == 0 || !args.block_size.is_multiple_of(SECTOR) || args.block_size > 16 << 20 {
         return wrong(format!("a block size of {} is no multiple of 512 up to 16M", args.block_size));
@@ -89,7 +90,7 @@ fn check(args: &Args) -> Result<()> {
 }
 
 /// A ring that holds the depth even with direct descriptors, three each.
-fn shape(args: &Args) -> QueueOptions {
+fn shape(args: &BenchArgs) -> QueueOptions {
     QueueOptions {
         size: (args.depth * 3).next_power_of_two().max(128).min(MAX_RING),
         slots: args.depth,
@@ -107,14 +108,14 @@ fn shape(args: &Args) -> QueueOptions {
 const MAX_RING: u16 = 1024;
 
 /// Guest memory for all queues.
-fn memory(args: &Args, shape: &QueueOptions) -> u64 {
+fn memory(args: &BenchArgs, shape: &QueueOptions) -> u64 {
     let slot = args.block_size.next_multiple_of(4096) + 3 * 4096;
     let ring = u64::from(shape.size) * 32 + (64 << 10);
     (ring + slot * u64::from(args.depth)) * u64::from(args.queues) + (1 << 20)
 }
 
 /// Cuts the span into one part per queue.
-fn plans(args: &Args, capacity: u64) -> Result<Vec<Plan>> {
+fn plans(args: &BenchArgs, capacity: u64) -> Result<Vec<Plan>> {
     let default = if args.verify { capacity.min(256 << 20) } else { capacity };
     let span = args.span.unwrap_or(default);
     if span > capacity {
@@ -144,7 +145,7 @@ fn plans(args: &Args, capacity: u64) -> Result<Vec<Plan>> {
 
 /// Runs all queues through the phases. Returns what they measured, how long, and what it cost the back end.
 fn drive(
-    args: &Args,
+    args: &BenchArgs,
     drivers: &mut [Driver],
     plans: Vec<Plan>,
     pid: i32,

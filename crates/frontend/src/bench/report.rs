@@ -9,7 +9,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::args::Args;
+use super::args::BenchArgs;
 use super::worker::Outcome;
 use crate::error::{Error, Result};
 use crate::peer::Cost;
@@ -61,7 +61,7 @@ pub struct Verified {
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// What was asked for.
-    pub args: Args,
+    pub args: BenchArgs,
     /// Requests went through indirect tables.
     pub indirect: bool,
     /// Seconds measured.
@@ -100,7 +100,7 @@ pub struct Report {
 
 impl Report {
     pub(super) fn new(
-        args: &Args,
+        args: &BenchArgs,
         indirect: bool,
         server_pid: i32,
         outcomes: &[Outcome],
@@ -145,13 +145,16 @@ impl Report {
         }
     }
 
-    /// No errors, no lost calls, no wrong blocks, and something was done at all.
+    /// What makes the run a failure, if anything does.
     #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.ios > 0
-            && self.errors == 0
-            && self.lost_calls == 0
-            && self.verified.as_ref().is_none_or(|verified| verified.flaws == 0)
+    pub fn fault(&self) -> Option<String> {
+        let wrong = self.verified.as_ref().map_or(0, |verified| verified.flaws);
+        if self.ios == 0 {
+            return Some("no request was completed in the time measured".into());
+        }
+        (self.errors + self.lost_calls + wrong > 0).then(|| {
+            format!("{} requests failed, {} calls were lost, {wrong} blocks were wrong", self.errors, self.lost_calls)
+        })
     }
 
     /// One line of JSON.
