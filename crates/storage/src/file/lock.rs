@@ -174,10 +174,8 @@ mod tests {
         let mut whole = one_byte(libc::F_WRLCK, 0);
         whole.l_len = 0;
         // SAFETY: as in `lock_shared`.
-        assert_eq!(
-            unsafe { libc::fcntl(other.as_raw_fd(), libc::F_OFD_SETLK, &whole) },
-            0
-        );
+        let locked = unsafe { libc::fcntl(other.as_raw_fd(), libc::F_OFD_SETLK, &whole) };
+        assert_eq!(locked, 0);
         assert!(is_conflict(acquire(&writable(&path), Claim::READER)));
     }
 }
