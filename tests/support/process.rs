@@ -38,7 +38,12 @@ impl Process {
                 sink.1.notify_all();
             }
         });
-        Self { name, child, lines, reader: Some(reader) }
+        Self {
+            name,
+            child,
+            lines,
+            reader: Some(reader),
+        }
     }
 
     /// The process id.
@@ -60,7 +65,12 @@ impl Process {
                 return line.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{}: no line with {text:?} in:\n{}", self.name, lines.join("\n"));
+            assert!(
+                !left.is_zero(),
+                "{}: no line with {text:?} in:\n{}",
+                self.name,
+                lines.join("\n")
+            );
             lines = self.lines.1.wait_timeout(lines, left).unwrap().0;
         }
     }
@@ -71,9 +81,17 @@ impl Process {
         while !is_listening(socket) {
             if let Some(status) = self.child.try_wait().unwrap() {
                 let stderr = self.end();
-                panic!("{} ended with {status} before it listened:\n{stderr}", self.name);
+                panic!(
+                    "{} ended with {status} before it listened:\n{stderr}",
+                    self.name
+                );
             }
-            assert!(Instant::now() < deadline, "{} does not listen on {socket:?}:\n{}", self.name, self.stderr());
+            assert!(
+                Instant::now() < deadline,
+                "{} does not listen on {socket:?}:\n{}",
+                self.name,
+                self.stderr()
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -82,7 +100,12 @@ impl Process {
     pub fn signal(&self, signal: i32) {
         // SAFETY: kill takes plain numbers; the child was not waited for, so its pid is still its own.
         let result = unsafe { libc::kill(self.pid(), signal) };
-        assert_eq!(result, 0, "kill({signal}): {}", std::io::Error::last_os_error());
+        assert_eq!(
+            result,
+            0,
+            "kill({signal}): {}",
+            std::io::Error::last_os_error()
+        );
     }
 
     /// Says whether it still runs.
@@ -97,7 +120,12 @@ impl Process {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(Instant::now() < deadline, "{} does not end:\n{}", self.name, self.stderr());
+            assert!(
+                Instant::now() < deadline,
+                "{} does not end:\n{}",
+                self.name,
+                self.stderr()
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -120,8 +148,14 @@ impl Process {
                 let entry = entry.ok()?;
                 let number = entry.file_name().to_str()?.parse().ok()?;
                 // An fd may be closed between the listing and this look.
-                let target = std::fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
-                let kind = target.split_once(":[").map_or(target.as_str(), |(kind, _)| kind).to_owned();
+                let target = std::fs::read_link(entry.path())
+                    .ok()?
+                    .to_string_lossy()
+                    .into_owned();
+                let kind = target
+                    .split_once(":[")
+                    .map_or(target.as_str(), |(kind, _)| kind)
+                    .to_owned();
                 Some((number, kind))
             })
             .collect();
@@ -139,7 +173,11 @@ impl Drop for Process {
         let stderr = self.end();
         // Shown by the test harness only if the test fails.
         if std::thread::panicking() && !stderr.is_empty() {
-            eprintln!("--- stderr of {} ({status}, signal {:?}):\n{stderr}", self.name, status.signal());
+            eprintln!(
+                "--- stderr of {} ({status}, signal {:?}):\n{stderr}",
+                self.name,
+                status.signal()
+            );
         }
     }
 }
@@ -151,6 +189,7 @@ pub fn is_listening(socket: &Path) -> bool {
     let table = std::fs::read_to_string("/proc/net/unix").expect("/proc/net/unix");
     table.lines().any(|line| {
         let mut fields = line.split_whitespace();
-        fields.nth(3) == Some(ACCEPTS) && fields.nth(3).is_some_and(|path| Path::new(path) == socket)
+        fields.nth(3) == Some(ACCEPTS)
+            && fields.nth(3).is_some_and(|path| Path::new(path) == socket)
     })
 }

@@ -39,8 +39,14 @@ impl Qsd {
     pub fn file(size: u64, queues: u16, options: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let image = directory.path().join("disk.raw");
-        std::fs::File::create(&image).unwrap().set_len(size).unwrap();
-        let node = format!("driver=raw,node-name=n,discard=unmap,file.driver=file,file.filename={}", image.display());
+        std::fs::File::create(&image)
+            .unwrap()
+            .set_len(size)
+            .unwrap();
+        let node = format!(
+            "driver=raw,node-name=n,discard=unmap,file.driver=file,file.filename={}",
+            image.display()
+        );
         Self::start(directory, &node, queues, options)
     }
 
@@ -60,7 +66,11 @@ impl Qsd {
         command.args(["--blockdev", node, "--export", &export]);
         let mut process = Process::spawn(command);
         process.wait_listening(&socket);
-        Self { process, socket, directory }
+        Self {
+            process,
+            socket,
+            directory,
+        }
     }
 
     /// The vhost-user socket.

@@ -18,26 +18,39 @@ pub struct BackendChannel {
 impl BackendChannel {
     /// Makes the channel; the second end is for SET_BACKEND_REQ_FD.
     pub(crate) fn pair() -> Result<(Self, UnixStream)> {
-        let (mine, theirs) = UnixStream::pair().map_err(Error::io("socketpair for the back-end channel"))?;
-        Ok((Self { wire: Wire::from_stream(mine) }, theirs))
+        let (mine, theirs) =
+            UnixStream::pair().map_err(Error::io("socketpair for the back-end channel"))?;
+        Ok((
+            Self {
+                wire: Wire::from_stream(mine),
+            },
+            theirs,
+        ))
     }
 
     /// Receives the next message and answers it with success if it asks for an answer. `None` if the back end closed
     /// the channel; [`Error::NoReply`] if nothing came in time.
     pub fn next(&self, within: Duration) -> Result<Option<RawMessage>> {
-        let Some(message) = self.wire.receive(within)? else { return Ok(None) };
+        let Some(message) = self.wire.receive(within)? else {
+            return Ok(None);
+        };
         if message.flags & NEED_REPLY != 0 {
-            self.wire.send(message.request, VERSION | REPLY, &0_u64.to_ne_bytes(), &[])?;
+            self.wire
+                .send(message.request, VERSION | REPLY, &0_u64.to_ne_bytes(), &[])?;
         }
         Ok(Some(message))
     }
 
     /// Waits for a message that says that the configuration space changed.
     pub fn wait_config_change(&self, within: Duration) -> Result<()> {
-        let message = self.next(within)?.ok_or(Error::Closed("a configuration change"))?;
+        let message = self
+            .next(within)?
+            .ok_or(Error::Closed("a configuration change"))?;
         if message.request == CONFIG_CHANGE && message.payload.is_empty() {
             return Ok(());
         }
-        Err(Error::BadRequest(format!("the back end sent {message:?} instead of a configuration change")))
+        Err(Error::BadRequest(format!(
+            "the back end sent {message:?} instead of a configuration change"
+        )))
     }
 }

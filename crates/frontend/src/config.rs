@@ -89,9 +89,22 @@ mod tests {
         assert_eq!(config.wce, bytes[offset_of!(C, wce)]);
         assert_eq!(WCE_OFFSET as usize, offset_of!(C, wce));
         assert_eq!(config.num_queues, at(offset_of!(C, num_queues)) as u16);
-        assert_eq!(config.max_discard_sectors, at(offset_of!(C, max_discard_sectors)));
-        assert_eq!(config.max_write_zeroes_seg, at(offset_of!(C, max_write_zeroes_seg)));
-        assert_eq!(config.write_zeroes_may_unmap, bytes[offset_of!(C, write_zeroes_may_unmap)]);
-        assert_eq!(BlkConfig::parse(&bytes[..8]).seg_max, 0, "a short answer has no such field");
+        assert_eq!(
+            config.max_discard_sectors,
+            at(offset_of!(C, max_discard_sectors))
+        );
+        assert_eq!(
+            config.max_write_zeroes_seg,
+            at(offset_of!(C, max_write_zeroes_seg))
+        );
+        assert_eq!(
+            config.write_zeroes_may_unmap,
+            bytes[offset_of!(C, write_zeroes_may_unmap)]
+        );
+        assert_eq!(
+            BlkConfig::parse(&bytes[..8]).seg_max,
+            0,
+            "a short answer has no such field"
+        );
     }
 }

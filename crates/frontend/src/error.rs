@@ -16,7 +16,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No back end answers at the socket.
-    #[error("cannot connect to the back end at {}: {source}", path.display())]
+    #[error("cannot connect to the back end at {}", path.display())]
     Connect {
         /// The socket's path.
         path: PathBuf,
@@ -24,7 +24,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A vhost-user message could not be sent, was refused, or its reply was wrong.
-    #[error("{message} failed: {source}")]
+    #[error("{message} failed")]
     Message {
         /// The message's name in the specification.
         message: &'static str,
@@ -48,7 +48,7 @@ pub enum Error {
         offered: u64,
     },
     /// A system call failed.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Io {
         /// What was tried.
         what: &'static str,
@@ -119,6 +119,9 @@ impl Error {
 
     /// Wraps a failed `rustix` call.
     pub(crate) fn errno(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
-        move |errno| Self::Io { what, source: errno.into() }
+        move |errno| Self::Io {
+            what,
+            source: errno.into(),
+        }
     }
 }

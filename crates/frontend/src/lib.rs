@@ -47,5 +47,7 @@ pub use driver::{Completion, Counters, Done, Driver, Io, QueueOptions, Slot};
 pub use error::{Error, Result};
 pub use memory::Memory;
 pub use options::{Options, TableMessage};
-pub use request::{Layout, Range, Reply, Request, STATUS_IOERR, STATUS_NONE, STATUS_OK, STATUS_UNSUPP};
+pub use request::{
+    Layout, Range, Reply, Request, STATUS_IOERR, STATUS_NONE, STATUS_OK, STATUS_UNSUPP,
+};
 pub use ring::{Descriptor, RingState, Segment};

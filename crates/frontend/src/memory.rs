@@ -8,14 +8,12 @@
 
 use std::fs::File;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
-use vm_memory::{
-    ByteValued, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
-};
+use vm_memory::{ByteValued, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::error::{Error, Result};
 
@@ -37,7 +35,9 @@ struct Region {
 
 impl std::fmt::Debug for Memory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.regions.iter().map(|r| r.start..r.start + r.size)).finish()
+        f.debug_list()
+            .entries(self.regions.iter().map(|r| r.start..r.start + r.size))
+            .finish()
     }
 }
 
@@ -57,7 +57,11 @@ impl Memory {
                 .map_err(|_| Error::Memory(format!("a region of {size} bytes is too large")))?;
             let part = FileOffset::from_arc(Arc::clone(&file), offset);
             ranges.push((GuestAddress(start), length, Some(part)));
-            regions.push(Region { start, size, next: AtomicU64::new(0) });
+            regions.push(Region {
+                start,
+                size,
+                next: AtomicU64::new(0),
+            });
             offset += size;
             start = (start + size).next_multiple_of(REGION_ALIGN) + REGION_ALIGN;
         }
@@ -82,7 +86,9 @@ impl Memory {
     /// First guest address and size in bytes of a region.
     #[must_use]
     pub fn region(&self, index: usize) -> Option<(GuestAddress, u64)> {
-        self.regions.get(index).map(|region| (GuestAddress(region.start), region.size))
+        self.regions
+            .get(index)
+            .map(|region| (GuestAddress(region.start), region.size))
     }
 
     /// Hands out `length` bytes, aligned to the power of two `align`, from the first region with room.
@@ -106,7 +112,9 @@ impl Memory {
         // Relaxed: the allocator orders nothing; whoever shares an address with another thread synchronizes that.
         let before = region
             .next
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| place(next).map(|p| p.1))
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+                place(next).map(|p| p.1)
+            })
             .map_err(|_| Error::Memory(format!("region {index} has no {length} bytes left")))?;
         let begin = place(before).map_or(0, |p| p.0);
         Ok(GuestAddress(region.start + begin))
@@ -114,17 +122,17 @@ impl Memory {
 
     /// Copies bytes into guest memory.
     pub fn write(&self, to: GuestAddress, bytes: &[u8]) -> Result<()> {
-        self.map
-            .write_slice(bytes, to)
-            .map_err(|error| Error::Memory(format!("write of {} bytes at {to:?}: {error}", bytes.len())))
+        self.map.write_slice(bytes, to).map_err(|error| {
+            Error::Memory(format!("write of {} bytes at {to:?}: {error}", bytes.len()))
+        })
     }
 
     /// Copies bytes out of guest memory.
     pub fn read(&self, from: GuestAddress, length: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        self.map
-            .read_slice(&mut bytes, from)
-            .map_err(|error| Error::Memory(format!("read of {length} bytes at {from:?}: {error}")))?;
+        self.map.read_slice(&mut bytes, from).map_err(|error| {
+            Error::Memory(format!("read of {length} bytes at {from:?}: {error}"))
+        })?;
         Ok(bytes)
     }
 
@@ -147,7 +155,12 @@ impl Memory {
             .map_err(|error| Error::Memory(format!("no {length} bytes at {at:?}: {error}")))?;
         let base = NonNull::new(slice.ptr_guard_mut().as_ptr())
             .ok_or_else(|| Error::Memory("mapped at address zero".into()))?;
-        Ok(Window { base, length, at, _memory: Arc::clone(self) })
+        Ok(Window {
+            base,
+            length,
+            at,
+            _memory: Arc::clone(self),
+        })
     }
 }
 
@@ -187,7 +200,10 @@ impl Window {
         );
         // SAFETY: `offset` is within the range that `Memory::window` found mapped (checked above).
         let pointer = unsafe { self.base.as_ptr().add(offset) };
-        assert!(pointer.addr().is_multiple_of(align), "misaligned access at {offset}");
+        assert!(
+            pointer.addr().is_multiple_of(align),
+            "misaligned access at {offset}"
+        );
         pointer
     }
 
@@ -202,7 +218,9 @@ impl Window {
     /// Stores a value.
     #[inline]
     pub(crate) fn store<T: ByteValued>(&self, offset: usize, value: T) {
-        let pointer = self.pointer(offset, size_of::<T>(), align_of::<T>()).cast::<T>();
+        let pointer = self
+            .pointer(offset, size_of::<T>(), align_of::<T>())
+            .cast::<T>();
         // SAFETY: in range and aligned (checked by `pointer`); `T` is plain data.
         unsafe { pointer.write_volatile(value) }
     }
@@ -210,7 +228,9 @@ impl Window {
     /// Loads a value.
     #[inline]
     pub(crate) fn load<T: ByteValued>(&self, offset: usize) -> T {
-        let pointer = self.pointer(offset, size_of::<T>(), align_of::<T>()).cast::<T>();
+        let pointer = self
+            .pointer(offset, size_of::<T>(), align_of::<T>())
+            .cast::<T>();
         // SAFETY: in range and aligned (checked by `pointer`); any bytes make a valid `T: ByteValued`.
         unsafe { pointer.read_volatile() }
     }
@@ -248,7 +268,11 @@ mod tests {
         assert!(second.0 > 8192, "a hole must lie between the regions");
         assert_eq!(memory.alloc(100, 16).unwrap(), GuestAddress(0));
         assert_eq!(memory.alloc(16, 16).unwrap(), GuestAddress(112));
-        assert_eq!(memory.alloc(8192, 1).unwrap(), second, "does not fit region 0 any more");
+        assert_eq!(
+            memory.alloc(8192, 1).unwrap(),
+            second,
+            "does not fit region 0 any more"
+        );
         assert!(memory.alloc_in(0, 8192, 1).is_err());
         assert!(memory.alloc(u64::MAX, 4096).is_err());
     }

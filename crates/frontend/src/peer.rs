@@ -41,7 +41,13 @@ impl Snapshot {
                 // A thread that ends while it is looked at is left out.
                 let schedstat = fs::read_to_string(task.path().join("schedstat")).ok()?;
                 let status = fs::read_to_string(task.path().join("status")).ok()?;
-                Some((tid, Thread { cpu_ns: cpu_ns(&schedstat)?, switches: switches(&status) }))
+                Some((
+                    tid,
+                    Thread {
+                        cpu_ns: cpu_ns(&schedstat)?,
+                        switches: switches(&status),
+                    },
+                ))
             })
             .collect();
         Ok(Self { threads })
@@ -50,7 +56,10 @@ impl Snapshot {
     /// What happened since `earlier`. Threads that began since then count in full; those that ended do not count.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Cost {
-        let mut cost = Cost { threads: self.threads.len(), ..Cost::default() };
+        let mut cost = Cost {
+            threads: self.threads.len(),
+            ..Cost::default()
+        };
         for (tid, now) in &self.threads {
             let before = earlier.threads.get(tid).copied().unwrap_or_default();
             cost.cpu_ns += now.cpu_ns.saturating_sub(before.cpu_ns);
@@ -77,7 +86,11 @@ fn switches(status: &str) -> u64 {
 /// CPU time of the calling thread in nanoseconds, 0 if the kernel does not tell.
 #[must_use]
 pub fn own_cpu_ns() -> u64 {
-    fs::read_to_string("/proc/thread-self/schedstat").ok().as_deref().and_then(cpu_ns).unwrap_or(0)
+    fs::read_to_string("/proc/thread-self/schedstat")
+        .ok()
+        .as_deref()
+        .and_then(cpu_ns)
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -97,7 +110,12 @@ mod tests {
             stopped.recv().ok();
             cpu
         });
-        while Snapshot::of(std::process::id() as i32).unwrap().since(&before).cpu_ns < 20_000_000 {
+        while Snapshot::of(std::process::id() as i32)
+            .unwrap()
+            .since(&before)
+            .cpu_ns
+            < 20_000_000
+        {
             std::thread::yield_now();
         }
         drop(stop);

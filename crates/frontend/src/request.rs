@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
 use crate::error::{Error, Result};
@@ -37,7 +37,11 @@ impl Range {
     /// A range with no flags.
     #[must_use]
     pub fn new(sector: u64, sectors: u32) -> Self {
-        Self { sector, sectors, flags: 0 }
+        Self {
+            sector,
+            sectors,
+            flags: 0,
+        }
     }
 
     /// The same range with `VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP`.
@@ -101,7 +105,14 @@ impl<'a> Request<'a> {
     /// Any type of request.
     #[must_use]
     pub fn raw(kind: u32, sector: u64, output: impl Into<Cow<'a, [u8]>>, input: u32) -> Self {
-        Self { kind, sector, output: output.into(), input, layout: Layout::Classic, indirect: None }
+        Self {
+            kind,
+            sector,
+            output: output.into(),
+            input,
+            layout: Layout::Classic,
+            indirect: None,
+        }
     }
 
     /// Reads `length` bytes.
@@ -143,14 +154,20 @@ impl<'a> Request<'a> {
     /// The same request cut differently.
     #[must_use]
     pub fn cut(self, readable: &[u32], writable: &[u32]) -> Self {
-        let layout = Layout::Cut { readable: readable.to_vec(), writable: writable.to_vec() };
+        let layout = Layout::Cut {
+            readable: readable.to_vec(),
+            writable: writable.to_vec(),
+        };
         Self { layout, ..self }
     }
 
     /// The same request through an indirect table, or not.
     #[must_use]
     pub fn indirect(self, indirect: bool) -> Self {
-        Self { indirect: Some(indirect), ..self }
+        Self {
+            indirect: Some(indirect),
+            ..self
+        }
     }
 
     /// The name for messages.
@@ -195,6 +212,10 @@ impl Reply {
         if self.status == STATUS_OK {
             return Ok(self);
         }
-        Err(Error::Status { request: kind_name(self.kind), sector: self.sector, status: self.status })
+        Err(Error::Status {
+            request: kind_name(self.kind),
+            sector: self.sector,
+            status: self.status,
+        })
     }
 }

@@ -57,7 +57,13 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    pub(crate) fn new(memory: &Arc<Memory>, region: usize, count: u16, max_data: u32, segments: u16) -> Result<Self> {
+    pub(crate) fn new(
+        memory: &Arc<Memory>,
+        region: usize,
+        count: u16,
+        max_data: u32,
+        segments: u16,
+    ) -> Result<Self> {
         let slots = usize::from(count);
         let part = |length: usize| {
             let at = memory.alloc_in(region, length as u64, PAGE as u64)?;
@@ -148,19 +154,43 @@ impl Slots {
 
     /// Prepares header and status of an ordinary request and returns its segments; `data` is `(length, writable)`.
     #[inline]
-    pub(crate) fn classic(&mut self, slot: Slot, kind: u32, sector: u64, data: (u32, bool)) -> [Segment; 3] {
+    pub(crate) fn classic(
+        &mut self,
+        slot: Slot,
+        kind: u32,
+        sector: u64,
+        data: (u32, bool),
+    ) -> [Segment; 3] {
         let line = slot.index() * LINE;
         self.lines.store(line, [u64::from(kind), sector]);
         self.lines.store(line + STATUS, STATUS_NONE);
         if let Some(entry) = self.entries.get_mut(slot.index()) {
             let input = if data.1 { data.0 } else { 0 };
-            *entry = Entry { kind, sector, input, input_at: 0, status_in_data: None };
+            *entry = Entry {
+                kind,
+                sector,
+                input,
+                input_at: 0,
+                status_in_data: None,
+            };
         }
         let base = self.lines.guest_address().0 + line as u64;
         [
-            Segment { address: GuestAddress(base), length: HEADER, writable: false },
-            Segment { address: self.data_address(slot), length: data.0, writable: data.1 },
-            Segment { address: GuestAddress(base + STATUS as u64), length: 1, writable: true },
+            Segment {
+                address: GuestAddress(base),
+                length: HEADER,
+                writable: false,
+            },
+            Segment {
+                address: self.data_address(slot),
+                length: data.0,
+                writable: data.1,
+            },
+            Segment {
+                address: GuestAddress(base + STATUS as u64),
+                length: 1,
+                writable: true,
+            },
         ]
     }
 
@@ -169,7 +199,9 @@ impl Slots {
         let length = request.output.len() as u64 + u64::from(request.input);
         if length > u64::from(self.max_data) {
             let max = self.max_data;
-            return Err(Error::BadRequest(format!("{length} bytes of data in a slot of {max}")));
+            return Err(Error::BadRequest(format!(
+                "{length} bytes of data in a slot of {max}"
+            )));
         }
         Ok(())
     }
@@ -179,9 +211,11 @@ impl Slots {
         let output = request.output.len();
         self.write_data(slot, 0, &request.output);
         let writable_at = self.data_offset(slot) + output;
-        self.data.fill(writable_at, request.input as usize + 1, STATUS_NONE);
+        self.data
+            .fill(writable_at, request.input as usize + 1, STATUS_NONE);
         let Layout::Cut { readable, writable } = &request.layout else {
-            let [header, data, status] = self.classic(slot, request.kind, request.sector, (0, false));
+            let [header, data, status] =
+                self.classic(slot, request.kind, request.sector, (0, false));
             let input = Segment {
                 address: GuestAddress(data.address.0 + output as u64),
                 length: request.input,
@@ -190,11 +224,18 @@ impl Slots {
             if let Some(entry) = self.entries.get_mut(slot.index()) {
                 (entry.input, entry.input_at) = (request.input, output);
             }
-            let data = Segment { length: output as u32, ..data };
-            return [header, data, input, status].into_iter().filter(|part| part.length > 0).collect();
+            let data = Segment {
+                length: output as u32,
+                ..data
+            };
+            return [header, data, input, status]
+                .into_iter()
+                .filter(|part| part.length > 0)
+                .collect();
         };
         let readable_at = self.data_offset(slot) - HEADER as usize;
-        self.data.store(readable_at, [u64::from(request.kind), request.sector]);
+        self.data
+            .store(readable_at, [u64::from(request.kind), request.sector]);
         if let Some(entry) = self.entries.get_mut(slot.index()) {
             *entry = Entry {
                 kind: request.kind,
@@ -210,7 +251,11 @@ impl Slots {
             lengths
                 .iter()
                 .map(|length| {
-                    let segment = Segment { address: GuestAddress(address), length: *length, writable };
+                    let segment = Segment {
+                        address: GuestAddress(address),
+                        length: *length,
+                        writable,
+                    };
                     address += u64::from(*length);
                     segment
                 })

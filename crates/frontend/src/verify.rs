@@ -48,9 +48,18 @@ impl fmt::Display for Flaw {
         match self {
             Self::Unstamped { sector } => write!(f, "sector {sector} was never written"),
             Self::Corrupt { sector } => write!(f, "sector {sector} is corrupt"),
-            Self::Misplaced { sector, found } => write!(f, "sector {sector} holds what was written to {found}"),
-            Self::Stale { sector, expected, found } => {
-                write!(f, "sector {sector} holds write {found} instead of write {expected}")
+            Self::Misplaced { sector, found } => {
+                write!(f, "sector {sector} holds what was written to {found}")
+            }
+            Self::Stale {
+                sector,
+                expected,
+                found,
+            } => {
+                write!(
+                    f,
+                    "sector {sector} holds write {found} instead of write {expected}"
+                )
             }
         }
     }
@@ -59,7 +68,9 @@ impl fmt::Display for Flaw {
 /// Each step is a bijection of the state for a given word, and of the word for a given state: two sectors that differ
 /// in one word never have the same sum.
 fn step(sum: u64, word: u64) -> u64 {
-    (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    (sum ^ word)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .rotate_left(29)
 }
 
 /// The words of a sector but for the checksum: magic, number, sequence, then a stream of the two.
@@ -74,7 +85,10 @@ fn words(sector: u64, sequence: u64) -> impl Iterator<Item = u64> {
 pub fn stamp(block: &mut [u8], sector: u64, sequence: u64) {
     for (bytes, sector) in block.chunks_exact_mut(SECTOR).zip(sector..) {
         let sum = words(sector, sequence).fold(0, step);
-        let all = words(sector, sequence).take(3).chain([sum]).chain(words(sector, sequence).skip(3));
+        let all = words(sector, sequence)
+            .take(3)
+            .chain([sum])
+            .chain(words(sector, sequence).skip(3));
         for (place, word) in bytes.chunks_exact_mut(8).zip(all) {
             place.copy_from_slice(&word.to_le_bytes());
         }
@@ -103,10 +117,17 @@ pub fn check(block: &[u8], sector: u64, sequence: u64) -> Result<(), Flaw> {
             return Err(Flaw::Corrupt { sector });
         }
         if found_sector != sector {
-            return Err(Flaw::Misplaced { sector, found: found_sector });
+            return Err(Flaw::Misplaced {
+                sector,
+                found: found_sector,
+            });
         }
         if found != sequence {
-            return Err(Flaw::Stale { sector, expected: sequence, found });
+            return Err(Flaw::Stale {
+                sector,
+                expected: sequence,
+                found,
+            });
         }
     }
     Ok(())
@@ -125,7 +146,10 @@ mod tests {
     #[test]
     fn what_was_written_is_accepted() {
         assert_eq!(check(&block(100, 7), 100, 7), Ok(()));
-        assert_eq!(check(&block(u64::MAX - 8, u64::MAX), u64::MAX - 8, u64::MAX), Ok(()));
+        assert_eq!(
+            check(&block(u64::MAX - 8, u64::MAX), u64::MAX - 8, u64::MAX),
+            Ok(())
+        );
     }
 
     #[test]
@@ -138,17 +162,41 @@ mod tests {
         }
         let mut bad = good.clone();
         bad[5 * SECTOR + 100] ^= 0x10;
-        assert_eq!(check(&bad, 8, 3), Err(Flaw::Corrupt { sector: 13 }), "and its sector is named");
+        assert_eq!(
+            check(&bad, 8, 3),
+            Err(Flaw::Corrupt { sector: 13 }),
+            "and its sector is named"
+        );
     }
 
     #[test]
     fn lost_torn_and_misplaced_writes_are_told_apart() {
         let old = block(8, 3);
-        assert_eq!(check(&old, 8, 4), Err(Flaw::Stale { sector: 8, expected: 4, found: 3 }));
+        assert_eq!(
+            check(&old, 8, 4),
+            Err(Flaw::Stale {
+                sector: 8,
+                expected: 4,
+                found: 3
+            })
+        );
         let mut torn = block(8, 4);
         torn[1024..].copy_from_slice(&old[1024..]);
-        assert_eq!(check(&torn, 8, 4), Err(Flaw::Stale { sector: 10, expected: 4, found: 3 }));
-        assert_eq!(check(&block(16, 4), 8, 4), Err(Flaw::Misplaced { sector: 8, found: 16 }));
+        assert_eq!(
+            check(&torn, 8, 4),
+            Err(Flaw::Stale {
+                sector: 10,
+                expected: 4,
+                found: 3
+            })
+        );
+        assert_eq!(
+            check(&block(16, 4), 8, 4),
+            Err(Flaw::Misplaced {
+                sector: 8,
+                found: 16
+            })
+        );
         assert_eq!(check(&[0; 512], 8, 4), Err(Flaw::Unstamped { sector: 8 }));
     }
 }

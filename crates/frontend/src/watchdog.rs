@@ -35,19 +35,28 @@ pub(crate) struct Watchdog {
 impl Watchdog {
     /// Guards the socket behind `stream` (a duplicate of the one that is used).
     pub(crate) fn new(stream: UnixStream) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
         let mine = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("watchdog".into())
             .spawn(move || Self::watch(&mine, &stream))?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     fn watch(shared: &Shared, stream: &UnixStream) {
         let mut state = shared.state();
         while !state.stop {
             state = match state.deadline {
-                None => shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => shared
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
@@ -57,7 +66,11 @@ impl Watchdog {
                         let _ = stream.shutdown(Shutdown::Both);
                         continue;
                     }
-                    shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                    shared
+                        .changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
                 }
             };
         }

@@ -83,7 +83,10 @@ pub struct BenchArgs {
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE", value_parser = parse_size))]
     pub span: Option<u64>,
     /// Seconds to measure
-    #[cfg_attr(feature = "cli", arg(long, value_name = "S", default_value = "5", conflicts_with = "ios"))]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, value_name = "S", default_value = "5", conflicts_with = "ios")
+    )]
     pub seconds: f64,
     /// Requests to measure, instead of seconds
     #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
@@ -138,7 +141,9 @@ impl BenchArgs {
 
 /// Reads `4096`, `4k`, `1M`, `2G`.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (digits, suffix) = text.split_at(split);
     let unit = match suffix {
         "" => Some(1),

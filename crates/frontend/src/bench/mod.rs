@@ -31,9 +31,15 @@ use worker::{MEASURE, Outcome, Plan, STOP, WARM_UP, Worker};
 /// Runs the bench and prints its report to stdout. An error if a request failed, a call was lost or a block was wrong.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let report = measure(args)?;
-    let text = if args.json { report.json()? } else { report.to_string() };
+    let text = if args.json {
+        report.json()?
+    } else {
+        report.to_string()
+    };
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(Error::io("write of the report"))?;
+    writeln!(stdout, "{text}")
+        .and_then(|()| stdout.flush())
+        .map_err(Error::io("write of the report"))?;
     match report.fault() {
         None => Ok(()),
         Some(fault) => Err(Error::Bench(fault)),
@@ -48,7 +54,10 @@ pub fn measure(args: &BenchArgs) -> Result<Report> {
     let mut connection = Connection::open(&options)?;
     if u64::from(args.queues) > connection.queue_count() {
         let offered = connection.queue_count();
-        return Err(Error::NotOffered { what: format!("{} queues", args.queues), offered });
+        return Err(Error::NotOffered {
+            what: format!("{} queues", args.queues),
+            offered,
+        });
     }
     let writes = args.verify || args.rw.read_percent(args.read_percent) < 100;
     if writes && connection.has(VIRTIO_BLK_F_RO) {
@@ -76,8 +85,12 @@ pub fn measure(args: &BenchArgs) -> Result<Report> {
 
 fn check(args: &BenchArgs) -> Result<()> {
     let wrong = |what: String| Err(Error::Bench(what));
-    if args.block_size == 0 || !args.block_size.is_multiple_of(SECTOR) || args.block_size > 16 << 20 {
-        return wrong(format!("a block size of {} is no multiple of 512 up to 16M", args.block_size));
+    if args.block_size == 0 || !args.block_size.is_multiple_of(SECTOR) || args.block_size > 16 << 20
+    {
+        return wrong(format!(
+            "a block size of {} is no multiple of 512 up to 16M",
+            args.block_size
+        ));
     }
     if args.depth == 0 || args.queues == 0 || args.depth > 4096 {
         return wrong("depth and queues must be at least 1, depth at most 4096".into());
@@ -92,7 +105,7 @@ fn check(args: &BenchArgs) -> Result<()> {
 /// A ring that holds the depth even with direct descriptors, three each.
 fn shape(args: &BenchArgs) -> QueueOptions {
     QueueOptions {
-        size: (args.depth * 3).next_power_of_two().max(128).min(MAX_RING),
+        size: (args.depth * 3).next_power_of_two().clamp(128, MAX_RING),
         slots: args.depth,
         max_data: args.block_size as u32,
         max_segments: 4,
@@ -116,10 +129,16 @@ fn memory(args: &BenchArgs, shape: &QueueOptions) -> u64 {
 
 /// Cuts the span into one part per queue.
 fn plans(args: &BenchArgs, capacity: u64) -> Result<Vec<Plan>> {
-    let default = if args.verify { capacity.min(256 << 20) } else { capacity };
+    let default = if args.verify {
+        capacity.min(256 << 20)
+    } else {
+        capacity
+    };
     let span = args.span.unwrap_or(default);
     if span > capacity {
-        return Err(Error::Bench(format!("a span of {span} bytes on a disk of {capacity}")));
+        return Err(Error::Bench(format!(
+            "a span of {span} bytes on a disk of {capacity}"
+        )));
     }
     let queues = u64::from(args.queues);
     let blocks = span / queues / args.block_size;
@@ -137,7 +156,9 @@ fn plans(args: &BenchArgs, capacity: u64) -> Result<Vec<Plan>> {
         blocks,
         seed: args.seed.wrapping_add(index),
         // The first queue takes the remainder.
-        quota: args.ios.map(|ios| ios / queues + if index == 0 { ios % queues } else { 0 }),
+        quota: args
+            .ios
+            .map(|ios| ios / queues + if index == 0 { ios % queues } else { 0 }),
         verify: args.verify,
     };
     Ok((0..queues).map(plan).collect())
@@ -156,13 +177,18 @@ fn drive(
     std::thread::scope(|scope| {
         let mut threads = Vec::with_capacity(drivers.len());
         for (index, (driver, plan)) in drivers.iter_mut().zip(plans).enumerate() {
-            let cpu = (!args.cpu.is_empty()).then(|| args.cpu.iter().cycle().nth(index).copied()).flatten();
+            let cpu = (!args.cpu.is_empty())
+                .then(|| args.cpu.iter().cycle().nth(index).copied())
+                .flatten();
             let (phase, prepared, measured) = (&phase, &prepared, &measured);
             threads.push(scope.spawn(move || {
-                let worker = pin(cpu).and_then(|()| Worker::new(driver, plan)).and_then(|mut worker| {
-                    worker.prepare()?;
-                    Ok(worker)
-                });
+                let worker =
+                    pin(cpu)
+                        .and_then(|()| Worker::new(driver, plan))
+                        .and_then(|mut worker| {
+                            worker.prepare()?;
+                            Ok(worker)
+                        });
                 prepared.wait();
                 let worker = worker.and_then(|mut worker| {
                     worker.run(phase)?;
@@ -187,10 +213,22 @@ fn drive(
         let after = edge.unwrap_or_else(|| Snapshot::of(pid));
         let outcomes = threads
             .into_iter()
-            .map(|thread| thread.join().map_err(|_| Error::Bench("a queue's thread panicked".into()))?)
+            .map(|thread| {
+                thread
+                    .join()
+                    .map_err(|_| Error::Bench("a queue's thread panicked".into()))?
+            })
             .collect::<Result<Vec<_>>>()?;
-        let end = outcomes.iter().map(|outcome| outcome.finished).max().unwrap_or(start);
-        Ok((outcomes, end.saturating_duration_since(start), after?.since(&before?)))
+        let end = outcomes
+            .iter()
+            .map(|outcome| outcome.finished)
+            .max()
+            .unwrap_or(start);
+        Ok((
+            outcomes,
+            end.saturating_duration_since(start),
+            after?.since(&before?),
+        ))
     })
 }
 

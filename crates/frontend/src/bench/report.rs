@@ -140,7 +140,11 @@ impl Report {
             verified: args.verify.then(|| Verified {
                 checked: total(|outcome| outcome.checked),
                 flaws: total(|outcome| outcome.flaws),
-                shown: outcomes.iter().flat_map(|o| &o.shown).map(ToString::to_string).collect(),
+                shown: outcomes
+                    .iter()
+                    .flat_map(|o| &o.shown)
+                    .map(ToString::to_string)
+                    .collect(),
             }),
         }
     }
@@ -153,7 +157,10 @@ impl Report {
             return Some("no request was completed in the time measured".into());
         }
         (self.errors + self.lost_calls + wrong > 0).then(|| {
-            format!("{} requests failed, {} calls were lost, {wrong} blocks were wrong", self.errors, self.lost_calls)
+            format!(
+                "{} requests failed, {} calls were lost, {wrong} blocks were wrong",
+                self.errors, self.lost_calls
+            )
         })
     }
 
@@ -174,13 +181,28 @@ impl fmt::Display for Report {
             "{rw}, {block} B, depth {depth} x {queues} queue(s), {mode} completion, {descriptors} descriptors, {:.1} s",
             self.seconds
         )?;
-        writeln!(f, "  {:.0} IOPS, {:.1} MiB/s, {} requests", self.iops, self.mib_per_second, self.ios)?;
-        let Latency { mean, p50, p90, p99, p999, max } = self.latency_us;
+        writeln!(
+            f,
+            "  {:.0} IOPS, {:.1} MiB/s, {} requests",
+            self.iops, self.mib_per_second, self.ios
+        )?;
+        let Latency {
+            mean,
+            p50,
+            p90,
+            p99,
+            p999,
+            max,
+        } = self.latency_us;
         writeln!(
             f,
             "  latency us: mean {mean:.1}, p50 {p50:.1}, p90 {p90:.1}, p99 {p99:.1}, p99.9 {p999:.1}, max {max:.1}"
         )?;
-        writeln!(f, "  per request: {:.3} kicks, {:.3} calls", self.kicks_per_io, self.calls_per_io)?;
+        writeln!(
+            f,
+            "  per request: {:.3} kicks, {:.3} calls",
+            self.kicks_per_io, self.calls_per_io
+        )?;
         writeln!(
             f,
             "  server (pid {}, {} threads): {:.2} us CPU per request, {:.2} CPUs, {:.3} context switches per request",
@@ -190,18 +212,33 @@ impl fmt::Display for Report {
             self.server_cpus,
             self.server_switches_per_io
         )?;
-        writeln!(f, "  client: {:.2} us CPU per request", self.client_cpu_us_per_io)?;
+        writeln!(
+            f,
+            "  client: {:.2} us CPU per request",
+            self.client_cpu_us_per_io
+        )?;
         if let Some(verified) = &self.verified {
-            writeln!(f, "  verified: {} blocks checked, {} wrong", verified.checked, verified.flaws)?;
+            writeln!(
+                f,
+                "  verified: {} blocks checked, {} wrong",
+                verified.checked, verified.flaws
+            )?;
             for flaw in &verified.shown {
                 writeln!(f, "    {flaw}")?;
             }
         }
-        write!(f, "  {} errors, {} lost calls", self.errors, self.lost_calls)
+        write!(
+            f,
+            "  {} errors, {} lost calls",
+            self.errors, self.lost_calls
+        )
     }
 }
 
 /// The name an option's value has on the command line.
 fn name(value: &impl Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|v| v.as_str().map(str::to_owned))
+        .unwrap_or_default()
 }

@@ -204,7 +204,9 @@ impl<'a> Worker<'a> {
         let flying = self.driver.in_flight();
         let mut room = self.plan.depth.saturating_sub(flying);
         if let Some(quota) = quota {
-            let left = quota.saturating_sub(self.outcome.ios).saturating_sub(flying as u64);
+            let left = quota
+                .saturating_sub(self.outcome.ios)
+                .saturating_sub(flying as u64);
             room = room.min(usize::try_from(left).unwrap_or(usize::MAX));
         }
         if room == 0 {
@@ -219,7 +221,11 @@ impl<'a> Worker<'a> {
                 percent => self.random.u8(..100) >= percent,
             };
             // With verification two requests never meet on one block: their order would be anyone's guess.
-            if self.model.as_ref().is_some_and(|model| is(&model.busy, block)) {
+            if self
+                .model
+                .as_ref()
+                .is_some_and(|model| is(&model.busy, block))
+            {
                 break;
             }
             self.submit(block, write, now)?;
@@ -233,7 +239,11 @@ impl<'a> Worker<'a> {
             return self.random.u64(..self.plan.blocks);
         }
         let block = self.cursor;
-        self.cursor = if block + 1 >= self.plan.blocks { 0 } else { block + 1 };
+        self.cursor = if block + 1 >= self.plan.blocks {
+            0
+        } else {
+            block + 1
+        };
         block
     }
 
@@ -251,7 +261,11 @@ impl<'a> Worker<'a> {
             set(&mut model.busy, block, true);
         }
         if let Some(flight) = self.flights.get_mut(slot.index()) {
-            *flight = Flight { started_ns, block, write };
+            *flight = Flight {
+                started_ns,
+                block,
+                write,
+            };
         }
         let io = if write { Io::Write } else { Io::Read };
         self.driver.submit_io(slot, io, sector, self.plan.block)
@@ -295,7 +309,11 @@ impl<'a> Worker<'a> {
         }
         self.driver.read_data(slot, &mut model.scratch);
         let sector = self.plan.first + flight.block * (u64::from(self.plan.block) / SECTOR);
-        let sequence = model.sequences.get(flight.block as usize).copied().unwrap_or(0);
+        let sequence = model
+            .sequences
+            .get(flight.block as usize)
+            .copied()
+            .unwrap_or(0);
         self.outcome.checked += 1;
         if let Err(flaw) = check(&model.scratch, sector, sequence) {
             self.outcome.flaws += 1;

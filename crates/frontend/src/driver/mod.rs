@@ -7,27 +7,28 @@
 
 mod single;
 mod types;
+mod wait;
 
 use std::collections::VecDeque;
 
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::error::{Error, Result};
 use crate::memory::Memory;
-use crate::request::{Reply, Request, STATUS_NONE};
+use crate::request::{Reply, Request};
 use crate::ring::{RingState, Segment, SplitRing};
 pub use crate::slots::Slot;
 use crate::slots::Slots;
-use crate::wire::wait_readable;
 
 pub use single::WAIT;
 pub use types::{Completion, Counters, Done, Io, QueueOptions, RingSetup};
+pub use wait::drain;
 
 const NO_SLOT: u16 = u16::MAX;
 
@@ -66,8 +67,13 @@ impl Driver {
     ) -> Result<Self> {
         options.indirect &= indirect;
         let ring = SplitRing::new(memory, options.ring_region, options.size, event_idx)?;
-        let slots =
-            Slots::new(memory, options.buffer_region, options.slots, options.max_data, options.max_segments)?;
+        let slots = Slots::new(
+            memory,
+            options.buffer_region,
+            options.slots,
+            options.max_data,
+            options.max_segments,
+        )?;
         Ok(Self {
             index,
             options,
@@ -205,8 +211,6 @@ impl Driver {
         self.base = self.ring.requeue_in_flight();
     }
 
-    // ---- requests in ------------------------------------------------------------------------------------------
-
     /// Places a request on the ring; the device sees it at the next [`kick`](Self::kick).
     pub fn submit(&mut self, request: &Request<'_>) -> Result<Slot> {
         self.slots.check(request)?;
@@ -228,7 +232,9 @@ impl Driver {
         let segments = self.slots.classic(slot, kind, sector, (length, writable));
         if io == Io::Flush {
             let [header, _, status] = segments;
-            return self.place(slot, &[header, status], self.options.indirect).map(drop);
+            return self
+                .place(slot, &[header, status], self.options.indirect)
+                .map(drop);
         }
         self.place(slot, &segments, self.options.indirect).map(drop)
     }
@@ -238,7 +244,10 @@ impl Driver {
     pub fn take_slot(&mut self) -> Result<Slot> {
         match self.slots.take() {
             Some(slot) => Ok(slot),
-            None => Err(Error::RingFull { wanted: 1, state: self.ring.state() }),
+            None => Err(Error::RingFull {
+                wanted: 1,
+                state: self.ring.state(),
+            }),
         }
     }
 
@@ -248,7 +257,9 @@ impl Driver {
             if segments.len() > self.slots.table_segments() {
                 self.slots.release(slot);
                 let (count, max) = (segments.len(), self.slots.table_segments());
-                return Err(Error::BadRequest(format!("{count} segments in an indirect table of {max}")));
+                return Err(Error::BadRequest(format!(
+                    "{count} segments in an indirect table of {max}"
+                )));
             }
             let (table, at) = self.slots.table(slot);
             self.ring.add_indirect(table, at, segments)
@@ -290,104 +301,11 @@ impl Driver {
 
     /// Kicks whether the device asks for it or not.
     pub fn force_kick(&mut self) -> Result<()> {
-        self.kick.write(1).map_err(Error::io("write to the kick eventfd"))?;
+        self.kick
+            .write(1)
+            .map_err(Error::io("write to the kick eventfd"))?;
         self.counters.kicks += 1;
         Ok(())
-    }
-
-    // ---- completions out --------------------------------------------------------------------------------------
-
-    /// Takes a completion if one is there.
-    #[inline]
-    pub fn try_next(&mut self) -> Result<Option<Done>> {
-        if let Some(done) = self.stash.pop_front() {
-            return Ok(Some(done));
-        }
-        self.take()
-    }
-
-    #[inline]
-    fn take(&mut self) -> Result<Option<Done>> {
-        let Some(used) = self.ring.take_used()? else { return Ok(None) };
-        let owner = self
-            .owners
-            .get_mut(usize::from(used.head))
-            .map_or(NO_SLOT, |owner| std::mem::replace(owner, NO_SLOT));
-        let slot = (owner != NO_SLOT).then_some(Slot(owner));
-        let status = slot.map_or(STATUS_NONE, |slot| self.slots.status(slot));
-        self.counters.completed += 1;
-        Ok(Some(Done { head: used.head, slot, status, used: used.length }))
-    }
-
-    /// Waits for a completion.
-    pub fn next(&mut self, within: Duration) -> Result<Done> {
-        let deadline = Instant::now() + within;
-        loop {
-            if let Some(done) = self.try_next()? {
-                return Ok(done);
-            }
-            self.wait_until(deadline, within)?;
-        }
-    }
-
-    /// Waits until a used entry is there, as the queue's [`Completion`] says.
-    #[inline]
-    pub fn wait_used(&mut self, within: Duration) -> Result<()> {
-        // The clock is not looked at where nothing needs to be waited for.
-        if self.ring.has_used() { Ok(()) } else { self.wait_until(Instant::now() + within, within) }
-    }
-
-    fn wait_until(&mut self, deadline: Instant, within: Duration) -> Result<()> {
-        match self.options.completion {
-            Completion::Event => self.wait_call(deadline, within),
-            Completion::Polled => self.spin(deadline, within),
-        }
-    }
-
-    fn spin(&mut self, deadline: Instant, within: Duration) -> Result<()> {
-        let mut rounds = 0_u32;
-        while !self.ring.has_used() {
-            rounds = rounds.wrapping_add(1);
-            if rounds.is_multiple_of(1024) {
-                if Instant::now() >= deadline {
-                    return Err(Error::Timeout { after: within, state: self.ring.state() });
-                }
-                // The back end may need this very CPU.
-                std::thread::yield_now();
-            }
-            std::hint::spin_loop();
-        }
-        Ok(())
-    }
-
-    fn wait_call(&mut self, deadline: Instant, within: Duration) -> Result<()> {
-        loop {
-            if self.ring.arm() {
-                break;
-            }
-            if !wait_readable(fd(&self.call), deadline)? {
-                let state = self.ring.state();
-                return Err(if self.ring.has_used() {
-                    Error::LostCall { after: within, state }
-                } else {
-                    Error::Timeout { after: within, state }
-                });
-            }
-            self.drain_call()?;
-            if self.ring.has_used() {
-                break;
-            }
-            self.counters.empty_wakeups += 1;
-        }
-        self.ring.disarm();
-        Ok(())
-    }
-
-    /// Reads the call eventfd and returns the number of signals on it.
-    pub fn drain_call(&mut self) -> Result<u64> {
-        let calls = drain(&self.call)?;
-        self.counters.calls += calls;
-        Ok(calls)
     }
 
     /// Copies out of a slot's data buffer.
@@ -415,29 +333,25 @@ impl Driver {
     /// Turns a completion into a reply, and releases its slot.
     pub fn reply(&mut self, done: Done) -> Reply {
         let Some(slot) = done.slot else {
-            return Reply { kind: 0, sector: 0, status: done.status, used: done.used, data: vec![] };
+            return Reply {
+                kind: 0,
+                sector: 0,
+                status: done.status,
+                used: done.used,
+                data: vec![],
+            };
         };
         let entry = self.slots.entry(slot);
         let data = self.slots.input(slot);
         self.release(slot);
-        Reply { kind: entry.kind, sector: entry.sector, status: done.status, used: done.used, data }
+        Reply {
+            kind: entry.kind,
+            sector: entry.sector,
+            status: done.status,
+            used: done.used,
+            data,
+        }
     }
-}
-
-/// Reads an eventfd that does not block and returns its count, 0 if it was empty.
-pub fn drain(eventfd: &EventFd) -> Result<u64> {
-    match eventfd.read() {
-        Ok(count) => Ok(count),
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(0),
-        Err(error) => Err(Error::io("read of an eventfd")(error)),
-    }
-}
-
-/// The borrowed fd of an eventfd, which `vmm-sys-util` does not lend.
-#[allow(unsafe_code)]
-fn fd(eventfd: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the fd is open as long as `eventfd` lives, and the result borrows it.
-    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
 }
 
 #[cfg(test)]

@@ -38,12 +38,16 @@ impl Driver {
 
     /// Reads bytes; an error if the status is not OK.
     pub fn read(&mut self, sector: u64, length: u32) -> Result<Vec<u8>> {
-        self.run(&Request::read(sector, length), WAIT)?.ok().map(|reply| reply.data)
+        self.run(&Request::read(sector, length), WAIT)?
+            .ok()
+            .map(|reply| reply.data)
     }
 
     /// Writes bytes; an error if the status is not OK.
     pub fn write(&mut self, sector: u64, data: &[u8]) -> Result<()> {
-        self.run(&Request::write(sector, data), WAIT)?.ok().map(drop)
+        self.run(&Request::write(sector, data), WAIT)?
+            .ok()
+            .map(drop)
     }
 
     /// Flushes; an error if the status is not OK.
@@ -67,6 +71,8 @@ impl Driver {
 
     /// Zeroes ranges; an error if the status is not OK.
     pub fn write_zeroes(&mut self, ranges: &[Range]) -> Result<()> {
-        self.run(&Request::write_zeroes(ranges), WAIT)?.ok().map(drop)
+        self.run(&Request::write_zeroes(ranges), WAIT)?
+            .ok()
+            .map(drop)
     }
 }

@@ -1,10 +1,13 @@
 //! The driver's waits, against a device that obeys the test.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
+use super::wait::fd;
 use super::*;
+use crate::request::STATUS_NONE;
 use crate::wire::wait_readable;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -42,15 +45,23 @@ impl Device {
     fn complete_first(&self) {
         let map = self.memory.map();
         let head: u16 = map.read_obj(GuestAddress(self.avail + 4)).unwrap();
-        map.write_obj(u32::from(head), GuestAddress(self.used + 4)).unwrap();
+        map.write_obj(u32::from(head), GuestAddress(self.used + 4))
+            .unwrap();
         map.write_obj(1_u32, GuestAddress(self.used + 8)).unwrap();
-        map.store(1_u16, GuestAddress(self.used + 2), Ordering::SeqCst).unwrap();
+        map.store(1_u16, GuestAddress(self.used + 2), Ordering::SeqCst)
+            .unwrap();
     }
 }
 
 fn driver(completion: Completion) -> Driver {
     let memory = Memory::new(&[1 << 20]).unwrap();
-    let options = QueueOptions { size: 4, slots: 2, max_data: 512, completion, ..QueueOptions::default() };
+    let options = QueueOptions {
+        size: 4,
+        slots: 2,
+        max_data: 512,
+        completion,
+        ..QueueOptions::default()
+    };
     Driver::new(&memory, 0, options, true, true).unwrap()
 }
 
@@ -102,7 +113,15 @@ fn a_completion_with_its_call_wakes_the_driver_and_counts() {
     driver.wait_for(slot, LONG).unwrap();
     call.join().unwrap();
     let counters = driver.counters();
-    assert_eq!((counters.kicks, counters.calls, counters.empty_wakeups, counters.completed), (1, 2, 1, 1));
+    assert_eq!(
+        (
+            counters.kicks,
+            counters.calls,
+            counters.empty_wakeups,
+            counters.completed
+        ),
+        (1, 2, 1, 1)
+    );
 }
 
 #[test]
@@ -126,19 +145,37 @@ fn a_slow_device_is_a_timeout_that_shows_the_ring() {
         let slot = driver.submit(&Request::read(0, 512)).unwrap();
         driver.kick().unwrap();
         let error = driver.wait_for(slot, Duration::from_millis(1)).unwrap_err();
-        assert!(matches!(error, Error::Timeout { state, .. } if state.in_flight == 1), "{error}");
-        assert!(error.to_string().contains("avail.idx 1, used.idx 0"), "{error}");
+        assert!(
+            matches!(error, Error::Timeout { state, .. } if state.in_flight == 1),
+            "{error}"
+        );
+        assert!(
+            error.to_string().contains("avail.idx 1, used.idx 0"),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn what_does_not_fit_is_refused_and_costs_nothing() {
     let mut driver = driver(Completion::Event);
-    assert!(matches!(driver.submit(&Request::read(0, 1024)), Err(Error::BadRequest(_))), "beyond the slot");
+    assert!(
+        matches!(
+            driver.submit(&Request::read(0, 1024)),
+            Err(Error::BadRequest(_))
+        ),
+        "beyond the slot"
+    );
     let many = Request::read(0, 512).cut(&[16], &[1; 200]).indirect(true);
-    assert!(matches!(driver.submit(&many), Err(Error::BadRequest(_))), "beyond the indirect table");
+    assert!(
+        matches!(driver.submit(&many), Err(Error::BadRequest(_))),
+        "beyond the indirect table"
+    );
     let many = Request::read(0, 512).cut(&[16], &[1; 4]);
-    assert!(matches!(driver.submit(&many), Err(Error::RingFull { wanted: 5, .. })));
+    assert!(matches!(
+        driver.submit(&many),
+        Err(Error::RingFull { wanted: 5, .. })
+    ));
     assert_eq!((driver.free_slots(), driver.in_flight()), (2, 0));
     driver.submit(&Request::read(0, 512)).unwrap();
 }

@@ -14,123 +14,21 @@
 //! The free list and the chain lengths live in this process, never in guest memory, so that a hostile back end can
 //! be found out ([`Error::BadUsed`]) and a hostile test can scribble over the table.
 
-use std::fmt;
+mod hostile;
+mod types;
+
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::{
-    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-    VRING_USED_F_NO_NOTIFY,
+    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_USED_F_NO_NOTIFY,
 };
-use vm_memory::{ByteValued, GuestAddress};
+use vm_memory::GuestAddress;
 
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Window};
-
-/// One entry of a descriptor table, as it stands in memory (little-endian machines only).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Descriptor {
-    /// Guest address.
-    pub address: u64,
-    /// Length in bytes.
-    pub length: u32,
-    /// VIRTQ_DESC_F_NEXT, WRITE, INDIRECT.
-    pub flags: u16,
-    /// Index of the next descriptor if NEXT is set.
-    pub next: u16,
-}
-
-/// One entry of the used ring.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-struct UsedElement {
-    id: u32,
-    length: u32,
-}
-
-#[allow(unsafe_code)]
-mod plain_data {
-    use super::{ByteValued, Descriptor, UsedElement};
-    // SAFETY: two structs of integers with no padding; any bytes are valid.
-    unsafe impl ByteValued for Descriptor {}
-    // SAFETY: as above.
-    unsafe impl ByteValued for UsedElement {}
-}
-
-/// A buffer of a chain: where, how long, and who writes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Guest address.
-    pub address: GuestAddress,
-    /// Length in bytes; a chain may carry an empty buffer only if a test wants to be hostile.
-    pub length: u32,
-    /// The device writes it (VIRTQ_DESC_F_WRITE).
-    pub writable: bool,
-}
-
-/// Flag of the descriptor at `position` of `count`.
-fn flags(segment: &Segment, last: bool) -> u16 {
-    let next = if last { 0 } else { VRING_DESC_F_NEXT as u16 };
-    let write = if segment.writable { VRING_DESC_F_WRITE as u16 } else { 0 };
-    next | write
-}
-
-/// virtio 1.3, 2.7.10: has the index passed `event` on its way from `old` to `new`?
-#[must_use]
-pub fn need_event(event: u16, new: u16, old: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-}
-
-/// Where the three parts of a ring lie, as SET_VRING_ADDR wants them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingAddresses {
-    /// Descriptor table, in this process.
-    pub descriptors: u64,
-    /// Driver area, in this process.
-    pub avail: u64,
-    /// Device area, in this process.
-    pub used: u64,
-}
-
-/// A snapshot of the indices, for errors and tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingState {
-    /// Number of descriptors.
-    pub size: u16,
-    /// `avail.idx` in memory.
-    pub avail_idx: u16,
-    /// `used.idx` in memory.
-    pub used_idx: u16,
-    /// The next used entry that the driver will take.
-    pub last_used: u16,
-    /// The driver's `used_event`.
-    pub used_event: u16,
-    /// The device's `avail_event`.
-    pub avail_event: u16,
-    /// Chains in flight, as the driver counts.
-    pub in_flight: u16,
-}
-
-impl fmt::Display for RingState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { size, avail_idx, used_idx, last_used, used_event, avail_event, in_flight } = self;
-        write!(
-            f,
-            "ring of {size}: avail.idx {avail_idx}, used.idx {used_idx}, taken up to {last_used}, in flight \
-             {in_flight}, used_event {used_event}, avail_event {avail_event}"
-        )
-    }
-}
-
-/// A used entry that the driver took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// Head of the chain.
-    pub head: u16,
-    /// Bytes the device says it wrote.
-    pub length: u32,
-}
+pub use types::{Descriptor, RingAddresses, RingState, Segment, Used, need_event};
+use types::{UsedElement, flags};
 
 /// Mark in `chains` for a head that a hostile test published by hand: no descriptors to give back.
 const RAW: u16 = u16::MAX;
@@ -164,7 +62,9 @@ impl SplitRing {
     /// Lays a ring of `size` descriptors (a power of two up to 32768) out in a region of guest memory.
     pub fn new(memory: &Arc<Memory>, region: usize, size: u16, event_idx: bool) -> Result<Self> {
         if !size.is_power_of_two() {
-            return Err(Error::BadRequest(format!("queue size {size} is not a power of two")));
+            return Err(Error::BadRequest(format!(
+                "queue size {size} is not a power of two"
+            )));
         }
         let count = usize::from(size);
         let part = |length: usize| {
@@ -196,7 +96,12 @@ impl SplitRing {
         self.descriptors.fill(0, 16 * count, 0);
         self.avail.fill(0, AVAIL_RING + 2 * count + 2, 0);
         self.used.fill(0, USED_RING + 8 * count + 2, 0);
-        (self.next_avail, self.published, self.last_used, self.in_flight) = (0, 0, 0, 0);
+        (
+            self.next_avail,
+            self.published,
+            self.last_used,
+            self.in_flight,
+        ) = (0, 0, 0, 0);
         self.free.clear();
         self.free.extend((0..self.size).rev());
         self.chains.fill(0);
@@ -222,7 +127,11 @@ impl SplitRing {
     /// Guest addresses of descriptor table, driver area and device area.
     #[must_use]
     pub fn guest_addresses(&self) -> [GuestAddress; 3] {
-        [self.descriptors.guest_address(), self.avail.guest_address(), self.used.guest_address()]
+        [
+            self.descriptors.guest_address(),
+            self.avail.guest_address(),
+            self.used.guest_address(),
+        ]
     }
 
     /// Chains in flight.
@@ -258,7 +167,8 @@ impl SplitRing {
     }
 
     fn used_event(&self) -> &std::sync::atomic::AtomicU16 {
-        self.avail.atomic_u16(AVAIL_RING + 2 * usize::from(self.size))
+        self.avail
+            .atomic_u16(AVAIL_RING + 2 * usize::from(self.size))
     }
 
     fn avail_event(&self) -> &std::sync::atomic::AtomicU16 {
@@ -269,14 +179,23 @@ impl SplitRing {
     #[inline]
     pub fn add(&mut self, segments: &[Segment]) -> Result<u16> {
         if segments.is_empty() || segments.len() > self.free.len() {
-            return Err(Error::RingFull { wanted: segments.len(), state: self.state() });
+            return Err(Error::RingFull {
+                wanted: segments.len(),
+                state: self.state(),
+            });
         }
         // From the last to the first, so that each knows its successor.
         let mut next = 0;
         for (position, segment) in segments.iter().enumerate().rev() {
             let last = position + 1 == segments.len();
             let Some(index) = self.free.pop() else { break };
-            self.put(index, segment.address, segment.length, flags(segment, last), next);
+            self.put(
+                index,
+                segment.address,
+                segment.length,
+                flags(segment, last),
+                next,
+            );
             next = index;
         }
         self.expose(next, segments.len() as u16);
@@ -285,9 +204,17 @@ impl SplitRing {
 
     /// Adds a chain through an indirect table, which is written to `table` (and must have room there).
     #[inline]
-    pub(crate) fn add_indirect(&mut self, table: &Window, at: usize, segments: &[Segment]) -> Result<u16> {
+    pub(crate) fn add_indirect(
+        &mut self,
+        table: &Window,
+        at: usize,
+        segments: &[Segment],
+    ) -> Result<u16> {
         let Some(index) = self.free.pop() else {
-            return Err(Error::RingFull { wanted: 1, state: self.state() });
+            return Err(Error::RingFull {
+                wanted: 1,
+                state: self.state(),
+            });
         };
         for (position, segment) in segments.iter().enumerate() {
             let last = position + 1 == segments.len();
@@ -300,14 +227,25 @@ impl SplitRing {
             table.store(at + 16 * position, descriptor);
         }
         let address = GuestAddress(table.guest_address().0 + at as u64);
-        self.put(index, address, 16 * segments.len() as u32, VRING_DESC_F_INDIRECT as u16, 0);
+        self.put(
+            index,
+            address,
+            16 * segments.len() as u32,
+            VRING_DESC_F_INDIRECT as u16,
+            0,
+        );
         self.expose(index, 1);
         Ok(index)
     }
 
     #[inline]
     fn put(&mut self, index: u16, address: GuestAddress, length: u32, flags: u16, next: u16) {
-        let descriptor = Descriptor { address: address.0, length, flags, next };
+        let descriptor = Descriptor {
+            address: address.0,
+            length,
+            flags,
+            next,
+        };
         self.descriptors.store(16 * usize::from(index), descriptor);
         if let Some(link) = self.links.get_mut(usize::from(index)) {
             *link = next;
@@ -326,7 +264,9 @@ impl SplitRing {
     #[inline]
     fn put_avail(&mut self, head: u16) {
         let position = usize::from(self.next_avail & (self.size - 1));
-        self.avail.atomic_u16(AVAIL_RING + 2 * position).store(head, Ordering::Relaxed);
+        self.avail
+            .atomic_u16(AVAIL_RING + 2 * position)
+            .store(head, Ordering::Relaxed);
         self.next_avail = self.next_avail.wrapping_add(1);
     }
 
@@ -338,10 +278,16 @@ impl SplitRing {
             return false;
         }
         self.published = self.next_avail;
-        self.avail.atomic_u16(2).store(self.next_avail, Ordering::Release);
+        self.avail
+            .atomic_u16(2)
+            .store(self.next_avail, Ordering::Release);
         fence(Ordering::SeqCst);
         if self.event_idx {
-            need_event(self.avail_event().load(Ordering::Relaxed), self.next_avail, old)
+            need_event(
+                self.avail_event().load(Ordering::Relaxed),
+                self.next_avail,
+                old,
+            )
         } else {
             self.used.atomic_u16(0).load(Ordering::Relaxed) & VRING_USED_F_NO_NOTIFY as u16 == 0
         }
@@ -362,15 +308,30 @@ impl SplitRing {
             return Ok(None);
         }
         if waiting > self.in_flight {
-            let what = format!("{waiting} used entries for {} chains in flight", self.in_flight);
-            return Err(Error::BadUsed { what, state: self.state() });
+            let what = format!(
+                "{waiting} used entries for {} chains in flight",
+                self.in_flight
+            );
+            return Err(Error::BadUsed {
+                what,
+                state: self.state(),
+            });
         }
         let position = usize::from(self.last_used & (self.size - 1));
         let element: UsedElement = self.used.load(USED_RING + 8 * position);
-        let count = self.chains.get_mut(element.id as usize).map_or(0, std::mem::take);
+        let count = self
+            .chains
+            .get_mut(element.id as usize)
+            .map_or(0, std::mem::take);
         if count == 0 {
-            let what = format!("entry {position} completes {}, which is not in flight", element.id);
-            return Err(Error::BadUsed { what, state: self.state() });
+            let what = format!(
+                "entry {position} completes {}, which is not in flight",
+                element.id
+            );
+            return Err(Error::BadUsed {
+                what,
+                state: self.state(),
+            });
         }
         let head = element.id as u16;
         if count != RAW {
@@ -382,7 +343,10 @@ impl SplitRing {
         }
         self.last_used = self.last_used.wrapping_add(1);
         self.in_flight -= 1;
-        Ok(Some(Used { head, length: element.length }))
+        Ok(Some(Used {
+            head,
+            length: element.length,
+        }))
     }
 
     /// Asks for a call at the next used entry. Returns whether entries are there already: then no call may come.
@@ -401,9 +365,12 @@ impl SplitRing {
     #[inline]
     pub fn disarm(&mut self) {
         if self.event_idx {
-            self.used_event().store(self.last_used.wrapping_sub(1), Ordering::Relaxed);
+            self.used_event()
+                .store(self.last_used.wrapping_sub(1), Ordering::Relaxed);
         } else {
-            self.avail.atomic_u16(0).store(VRING_AVAIL_F_NO_INTERRUPT as u16, Ordering::Relaxed);
+            self.avail
+                .atomic_u16(0)
+                .store(VRING_AVAIL_F_NO_INTERRUPT as u16, Ordering::Relaxed);
         }
     }
 
@@ -414,36 +381,17 @@ impl SplitRing {
         let base = self.published.wrapping_sub(self.in_flight);
         self.next_avail = base;
         for head in 0..self.size {
-            if self.chains.get(usize::from(head)).is_some_and(|count| *count != 0) {
+            if self
+                .chains
+                .get(usize::from(head))
+                .is_some_and(|count| *count != 0)
+            {
                 self.put_avail(head);
             }
         }
         base
     }
-
-    /// For hostile tests: writes one entry of the descriptor table, whatever it says.
-    pub fn write_descriptor(&mut self, index: u16, descriptor: Descriptor) {
-        self.descriptors.store(16 * usize::from(index), descriptor);
-    }
-
-    /// For hostile tests: puts any value into the avail ring. If it could be a head it counts as in flight, and its
-    /// completion gives no descriptor back.
-    pub fn push_raw(&mut self, head: u16) {
-        if let Some(chain) = self.chains.get_mut(usize::from(head)) {
-            *chain = RAW;
-            self.in_flight += 1;
-        }
-        self.put_avail(head);
-    }
-
-    /// For hostile tests: stores any `avail.idx` at once.
-    pub fn write_avail_idx(&mut self, index: u16) {
-        self.next_avail = index;
-        self.published = index;
-        self.avail.atomic_u16(2).store(index, Ordering::Release);
-    }
 }
 
 #[cfg(test)]
-#[path = "ring_tests.rs"]
 mod tests;

@@ -1,5 +1,7 @@
 //! The ring against a back end of a few lines, written after the specification and not after the ring.
 
+use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_NEXT;
+
 use super::*;
 
 /// The device's side: pops heads in order, completes them in any order.
@@ -11,7 +13,11 @@ struct Device<'a> {
 
 impl<'a> Device<'a> {
     fn at(ring: &'a SplitRing, next_avail: u16, used_idx: u16) -> Self {
-        Self { ring, next_avail, used_idx }
+        Self {
+            ring,
+            next_avail,
+            used_idx,
+        }
     }
 
     fn pop(&mut self) -> Option<u16> {
@@ -20,18 +26,32 @@ impl<'a> Device<'a> {
         }
         let position = usize::from(self.next_avail % self.ring.size);
         self.next_avail = self.next_avail.wrapping_add(1);
-        Some(self.ring.avail.atomic_u16(4 + 2 * position).load(Ordering::Relaxed))
+        Some(
+            self.ring
+                .avail
+                .atomic_u16(4 + 2 * position)
+                .load(Ordering::Relaxed),
+        )
     }
 
     /// Returns whether the driver wants a call.
     fn complete(&mut self, id: u32, length: u32) -> bool {
         let position = usize::from(self.used_idx % self.ring.size);
-        self.ring.used.store(4 + 8 * position, UsedElement { id, length });
+        self.ring
+            .used
+            .store(4 + 8 * position, UsedElement { id, length });
         let old = self.used_idx;
         self.used_idx = old.wrapping_add(1);
-        self.ring.used.atomic_u16(2).store(self.used_idx, Ordering::Release);
+        self.ring
+            .used
+            .atomic_u16(2)
+            .store(self.used_idx, Ordering::Release);
         fence(Ordering::SeqCst);
-        need_event(self.ring.used_event().load(Ordering::Relaxed), self.used_idx, old)
+        need_event(
+            self.ring.used_event().load(Ordering::Relaxed),
+            self.used_idx,
+            old,
+        )
     }
 
     fn walk(&self, head: u16) -> Vec<Descriptor> {
@@ -55,7 +75,11 @@ fn ring(size: u16) -> (Arc<Memory>, SplitRing) {
 }
 
 fn segment(address: u64, length: u32, writable: bool) -> Segment {
-    Segment { address: GuestAddress(address), length, writable }
+    Segment {
+        address: GuestAddress(address),
+        length,
+        writable,
+    }
 }
 
 #[test]
@@ -74,21 +98,44 @@ fn chains_arrive_as_given_and_indices_survive_the_wrap() {
     let (_memory, mut ring) = ring(8);
     let mut indices = (0_u16, 0_u16);
     for round in 0..70_000_u64 {
-        let first = ring.add(&[segment(round, 16, false), segment(round + 1, 512, true)]).unwrap();
+        let first = ring
+            .add(&[segment(round, 16, false), segment(round + 1, 512, true)])
+            .unwrap();
         let second = ring.add(&[segment(round + 2, 1, true)]).unwrap();
         ring.publish();
         let mut device = Device::at(&ring, indices.0, indices.1);
-        assert_eq!((device.pop(), device.pop(), device.pop()), (Some(first), Some(second), None));
+        assert_eq!(
+            (device.pop(), device.pop(), device.pop()),
+            (Some(first), Some(second), None)
+        );
         let chain = device.walk(first);
         assert_eq!(chain.len(), 2);
-        assert_eq!((chain[0].address, chain[0].length, chain[0].flags), (round, 16, 1));
-        assert_eq!((chain[1].address, chain[1].length, chain[1].flags), (round + 1, 512, 2));
+        assert_eq!(
+            (chain[0].address, chain[0].length, chain[0].flags),
+            (round, 16, 1)
+        );
+        assert_eq!(
+            (chain[1].address, chain[1].length, chain[1].flags),
+            (round + 1, 512, 2)
+        );
         // Out of order.
         device.complete(second.into(), 7);
         device.complete(first.into(), 513);
         indices = (device.next_avail, device.used_idx);
-        assert_eq!(ring.take_used().unwrap(), Some(Used { head: second, length: 7 }));
-        assert_eq!(ring.take_used().unwrap(), Some(Used { head: first, length: 513 }));
+        assert_eq!(
+            ring.take_used().unwrap(),
+            Some(Used {
+                head: second,
+                length: 7
+            })
+        );
+        assert_eq!(
+            ring.take_used().unwrap(),
+            Some(Used {
+                head: first,
+                length: 513
+            })
+        );
         assert_eq!(ring.take_used().unwrap(), None);
         assert_eq!(ring.free(), 8, "every descriptor came back");
     }
@@ -100,7 +147,10 @@ fn nothing_is_visible_before_publish_and_a_kick_is_asked_once_per_batch() {
     ring.add(&[segment(0, 1, false)]).unwrap();
     ring.add(&[segment(0, 1, false)]).unwrap();
     assert_eq!(Device::at(&ring, 0, 0).pop(), None);
-    assert!(ring.publish(), "avail_event is 0: the device waits for the first entry");
+    assert!(
+        ring.publish(),
+        "avail_event is 0: the device waits for the first entry"
+    );
     assert!(!ring.publish(), "nothing new");
     ring.add(&[segment(0, 1, false)]).unwrap();
     assert!(!ring.publish(), "the device has not asked again");
@@ -113,10 +163,16 @@ fn nothing_is_visible_before_publish_and_a_kick_is_asked_once_per_batch() {
 fn without_event_idx_the_flags_decide() {
     let memory = Memory::new(&[1 << 20]).unwrap();
     let mut ring = SplitRing::new(&memory, 0, 4, false).unwrap();
-    assert_eq!(ring.avail.atomic_u16(0).load(Ordering::Relaxed), 1, "NO_INTERRUPT until armed");
+    assert_eq!(
+        ring.avail.atomic_u16(0).load(Ordering::Relaxed),
+        1,
+        "NO_INTERRUPT until armed"
+    );
     ring.add(&[segment(0, 1, false)]).unwrap();
     assert!(ring.publish());
-    ring.used.atomic_u16(0).store(VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
+    ring.used
+        .atomic_u16(0)
+        .store(VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
     ring.add(&[segment(0, 1, false)]).unwrap();
     assert!(!ring.publish());
     ring.arm();
@@ -126,7 +182,9 @@ fn without_event_idx_the_flags_decide() {
 #[test]
 fn armed_gets_one_call_and_disarmed_none() {
     let (_memory, mut ring) = ring(8);
-    let heads: Vec<u16> = (0..4).map(|_| ring.add(&[segment(0, 1, true)]).unwrap()).collect();
+    let heads: Vec<u16> = (0..4)
+        .map(|_| ring.add(&[segment(0, 1, true)]).unwrap())
+        .collect();
     ring.publish();
     let mut used = 0;
     let mut complete = |ring: &SplitRing, head: u16| {
@@ -148,9 +206,16 @@ fn armed_gets_one_call_and_disarmed_none() {
 #[test]
 fn a_full_ring_says_so_and_recovers() {
     let (_memory, mut ring) = ring(4);
-    let three = [segment(0, 1, false), segment(0, 1, true), segment(0, 1, true)];
+    let three = [
+        segment(0, 1, false),
+        segment(0, 1, true),
+        segment(0, 1, true),
+    ];
     let head = ring.add(&three).unwrap();
-    assert!(matches!(ring.add(&three), Err(Error::RingFull { wanted: 3, .. })));
+    assert!(matches!(
+        ring.add(&three),
+        Err(Error::RingFull { wanted: 3, .. })
+    ));
     assert_eq!(ring.free(), 1, "the refused chain took nothing");
     ring.publish();
     Device::at(&ring, 0, 0).complete(head.into(), 0);
@@ -164,23 +229,43 @@ fn a_lying_device_is_found_out() {
     let head = ring.add(&[segment(0, 1, true)]).unwrap();
     ring.publish();
     Device::at(&ring, 0, 0).complete(4, 0);
-    assert!(matches!(ring.take_used(), Err(Error::BadUsed { .. })), "an id outside the table");
+    assert!(
+        matches!(ring.take_used(), Err(Error::BadUsed { .. })),
+        "an id outside the table"
+    );
     Device::at(&ring, 0, 0).complete(u32::from(head) + 1, 0);
-    assert!(matches!(ring.take_used(), Err(Error::BadUsed { .. })), "a chain that is not in flight");
+    assert!(
+        matches!(ring.take_used(), Err(Error::BadUsed { .. })),
+        "a chain that is not in flight"
+    );
     Device::at(&ring, 0, 0).complete(u32::from(head) + 0x1_0000, 0);
-    assert!(matches!(ring.take_used(), Err(Error::BadUsed { .. })), "the head with a bit above 16");
+    assert!(
+        matches!(ring.take_used(), Err(Error::BadUsed { .. })),
+        "the head with a bit above 16"
+    );
     Device::at(&ring, 0, 1).complete(head.into(), 0);
-    assert!(matches!(ring.take_used(), Err(Error::BadUsed { .. })), "more entries than chains");
+    assert!(
+        matches!(ring.take_used(), Err(Error::BadUsed { .. })),
+        "more entries than chains"
+    );
     Device::at(&ring, 0, 0).complete(head.into(), 0);
-    assert!(ring.take_used().unwrap().is_some(), "the truth is still accepted");
+    assert!(
+        ring.take_used().unwrap().is_some(),
+        "the truth is still accepted"
+    );
     Device::at(&ring, 0, 1).complete(head.into(), 0);
-    assert!(matches!(ring.take_used(), Err(Error::BadUsed { .. })), "completed twice");
+    assert!(
+        matches!(ring.take_used(), Err(Error::BadUsed { .. })),
+        "completed twice"
+    );
 }
 
 #[test]
 fn requeue_offers_exactly_what_was_not_completed() {
     let (_memory, mut ring) = ring(4);
-    let heads: Vec<u16> = (0..3).map(|_| ring.add(&[segment(0, 1, true)]).unwrap()).collect();
+    let heads: Vec<u16> = (0..3)
+        .map(|_| ring.add(&[segment(0, 1, true)]).unwrap())
+        .collect();
     ring.publish();
     let mut device = Device::at(&ring, 0, 0);
     while device.pop().is_some() {}

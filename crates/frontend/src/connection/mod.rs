@@ -3,27 +3,25 @@
 //! Messages go out in the order in which QEMU sends them. Each has a deadline: a back end that does not answer loses
 //! its connection and the caller gets [`Error::NoReply`].
 
+mod rings;
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use vhost::vhost_user::message::{FrontendReq, VhostUserConfigFlags, VhostUserHeaderFlag};
-use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost::{VhostBackend, VringConfigData};
-use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vmm_sys_util::eventfd::EventFd;
+use vhost::VhostBackend;
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
+use vhost::vhost_user::{
+    Frontend, VhostUserFrontend, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
 
 use crate::channel::BackendChannel;
 use crate::config::{BlkConfig, CONFIG_SIZE};
-use crate::driver::{Driver, QueueOptions, RingSetup, eventfd};
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::options::{Options, TableMessage};
 use crate::watchdog::Watchdog;
 use crate::wire::Wire;
-
-/// Bit of the ring messages that says that no fd comes along (VHOST_USER_VRING_NOFD_MASK).
-const NO_FD: u64 = 1 << 8;
 
 /// A negotiated session. Dropping it hangs up.
 pub struct Connection {
@@ -67,15 +65,18 @@ impl Connection {
 
     /// Connects and says nothing yet.
     pub fn connect(options: &Options, memory: Arc<Memory>) -> Result<Self> {
-        let stream = UnixStream::connect(&options.socket)
-            .map_err(|source| Error::Connect { path: options.socket.clone(), source })?;
+        let stream = UnixStream::connect(&options.socket).map_err(|source| Error::Connect {
+            path: options.socket.clone(),
+            source,
+        })?;
         Self::from_stream(stream, options, memory)
     }
 
     /// Speaks over a connected socket and says nothing yet.
     pub fn from_stream(stream: UnixStream, options: &Options, memory: Arc<Memory>) -> Result<Self> {
         let duplicate = || stream.try_clone().map_err(Error::io("dup of the socket"));
-        let watchdog = Watchdog::new(duplicate()?).map_err(Error::io("start of the watchdog thread"))?;
+        let watchdog =
+            Watchdog::new(duplicate()?).map_err(Error::io("start of the watchdog thread"))?;
         Ok(Self {
             // As many queues as the protocol allows: the back end's own limit is what tests are about.
             frontend: Frontend::from_stream(duplicate()?, 256),
@@ -101,9 +102,15 @@ impl Connection {
         let frontend = &mut self.frontend;
         let (result, late) = self.watchdog.run(self.options.timeout, || send(frontend));
         if late {
-            return Err(Error::NoReply { message: name, after: self.options.timeout });
+            return Err(Error::NoReply {
+                message: name,
+                after: self.options.timeout,
+            });
         }
-        result.map_err(|source| Error::Message { message: name, source })
+        result.map_err(|source| Error::Message {
+            message: name,
+            source,
+        })
     }
 
     /// Features and protocol features, queue count, back-end channel, owner.
@@ -112,20 +119,29 @@ impl Connection {
         let missing = self.options.required & !self.offered;
         if missing != 0 {
             let what = format!("required features {missing:#x}");
-            return Err(Error::NotOffered { what, offered: self.offered });
+            return Err(Error::NotOffered {
+                what,
+                offered: self.offered,
+            });
         }
         let protocol_bit = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         if self.offered & protocol_bit != 0 {
-            self.protocol_offered = self.message("GET_PROTOCOL_FEATURES", |f| f.get_protocol_features())?;
+            self.protocol_offered =
+                self.message("GET_PROTOCOL_FEATURES", |f| f.get_protocol_features())?;
             let protocol = self.protocol_offered & self.options.protocol;
-            self.message("SET_PROTOCOL_FEATURES", |f| f.set_protocol_features(protocol))?;
+            self.message("SET_PROTOCOL_FEATURES", |f| {
+                f.set_protocol_features(protocol)
+            })?;
             self.protocol = protocol;
             self.acknowledge(self.options.acknowledge);
         }
         if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
             self.queues = self.message("GET_QUEUE_NUM", |f| f.get_queue_num())?;
         }
-        if self.protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
+        if self
+            .protocol
+            .contains(VhostUserProtocolFeatures::BACKEND_REQ)
+        {
             let (channel, theirs) = BackendChannel::pair()?;
             self.message("SET_BACKEND_REQ_FD", |f| f.set_backend_request_fd(&theirs))?;
             self.channel = Some(channel);
@@ -151,26 +167,30 @@ impl Connection {
     pub fn set_memory_table(&mut self) -> Result<()> {
         let table = self.memory.table()?;
         match self.options.table {
-            TableMessage::SetMemTable => self.message("SET_MEM_TABLE", |f| f.set_mem_table(&table).map(drop)),
-            TableMessage::AddMemReg => table
-                .iter()
-                .try_for_each(|region| self.message("ADD_MEM_REG", |f| f.add_mem_region(region).map(drop))),
+            TableMessage::SetMemTable => {
+                self.message("SET_MEM_TABLE", |f| f.set_mem_table(&table).map(drop))
+            }
+            TableMessage::AddMemReg => table.iter().try_for_each(|region| {
+                self.message("ADD_MEM_REG", |f| f.add_mem_region(region).map(drop))
+            }),
         }
     }
 
     /// Takes one region away from the back end (REM_MEM_REG).
     pub fn remove_region(&mut self, index: usize) -> Result<()> {
         let table = self.memory.table()?;
-        let region =
-            table.get(index).ok_or_else(|| Error::Memory(format!("there is no region {index}")))?;
+        let region = table
+            .get(index)
+            .ok_or_else(|| Error::Memory(format!("there is no region {index}")))?;
         self.message("REM_MEM_REG", |f| f.remove_mem_region(region))
     }
 
     /// Gives one region to the back end (ADD_MEM_REG).
     pub fn add_region(&mut self, index: usize) -> Result<()> {
         let table = self.memory.table()?;
-        let region =
-            table.get(index).ok_or_else(|| Error::Memory(format!("there is no region {index}")))?;
+        let region = table
+            .get(index)
+            .ok_or_else(|| Error::Memory(format!("there is no region {index}")))?;
         self.message("ADD_MEM_REG", |f| f.add_mem_region(region).map(drop))
     }
 
@@ -231,7 +251,10 @@ impl Connection {
     /// The same socket without any checks. Replies are read by whoever sends: do not mix a raw message that has a
     /// reply with a typed one before the reply was received.
     pub fn wire(&self) -> Result<Wire> {
-        self.stream.try_clone().map(Wire::from_stream).map_err(Error::io("dup of the socket"))
+        self.stream
+            .try_clone()
+            .map(Wire::from_stream)
+            .map_err(Error::io("dup of the socket"))
     }
 
     /// Process id of the back end, as the kernel noted it when the socket began to listen.
@@ -246,11 +269,10 @@ impl Connection {
         self.message("GET_FEATURES", |f| f.get_features()).map(drop)
     }
 
-    // ---- configuration ----------------------------------------------------------------------------------------
-
     /// The configuration space.
     pub fn config(&mut self) -> Result<BlkConfig> {
-        self.get_config(0, CONFIG_SIZE).map(|bytes| BlkConfig::parse(&bytes))
+        self.get_config(0, CONFIG_SIZE)
+            .map(|bytes| BlkConfig::parse(&bytes))
     }
 
     /// Any part of the configuration space.
@@ -264,121 +286,9 @@ impl Connection {
 
     /// Writes into the configuration space, as the guest's driver does.
     pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<()> {
-        self.message("SET_CONFIG", |f| f.set_config(offset, VhostUserConfigFlags::WRITABLE, bytes))
-    }
-
-    // ---- rings ------------------------------------------------------------------------------------------------
-
-    /// Lays out a queue for this session; the back end hears of it in [`start`](Self::start).
-    pub fn queue(&self, index: usize, options: QueueOptions) -> Result<Driver> {
-        let event_idx = self.has(VIRTIO_RING_F_EVENT_IDX);
-        let indirect = self.has(VIRTIO_RING_F_INDIRECT_DESC);
-        Driver::new(&self.memory, index, options, event_idx, indirect)
-    }
-
-    /// Starts a ring from the driver's base and enables it. If chains wait there already, the back end is kicked, as
-    /// VMMs do.
-    pub fn start(&mut self, driver: &mut Driver) -> Result<()> {
-        self.start_ring(&driver.setup()?)?;
-        if driver.in_flight() > 0 {
-            driver.force_kick()?;
-        }
-        Ok(())
-    }
-
-    /// The same for a driver that works in another thread.
-    pub fn start_ring(&mut self, ring: &RingSetup) -> Result<()> {
-        self.configure_ring(ring)?;
-        self.enable(ring.index, true)
-    }
-
-    /// Everything but SET_VRING_ENABLE.
-    pub fn configure_ring(&mut self, ring: &RingSetup) -> Result<()> {
-        let addresses = VringConfigData {
-            queue_max_size: ring.size,
-            queue_size: ring.size,
-            flags: 0,
-            desc_table_addr: ring.addresses.descriptors,
-            used_ring_addr: ring.addresses.used,
-            avail_ring_addr: ring.addresses.avail,
-            log_addr: None,
-        };
-        let index = ring.index;
-        self.message("SET_VRING_NUM", |f| f.set_vring_num(index, ring.size))?;
-        self.message("SET_VRING_BASE", |f| f.set_vring_base(index, ring.base))?;
-        self.message("SET_VRING_ADDR", |f| f.set_vring_addr(index, &addresses))?;
-        self.message("SET_VRING_CALL", |f| f.set_vring_call(index, &ring.call))?;
-        self.message("SET_VRING_ERR", |f| f.set_vring_err(index, &ring.err))?;
-        // Last: back ends start the ring here, and libvhost-user fails if it then has no call fd yet.
-        self.message("SET_VRING_KICK", |f| f.set_vring_kick(index, &ring.kick))
-    }
-
-    /// SET_VRING_ENABLE. Without protocol features a ring is enabled by its kick fd, and nothing is sent.
-    pub fn enable(&mut self, index: usize, on: bool) -> Result<()> {
-        if self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
-            return Ok(());
-        }
-        self.message("SET_VRING_ENABLE", |f| f.set_vring_enable(index, on))
-    }
-
-    /// Stops a ring with GET_VRING_BASE and remembers its base in the driver. From the reply on the back end touches
-    /// neither the ring nor its eventfds.
-    pub fn stop(&mut self, driver: &mut Driver) -> Result<u16> {
-        let base = self.stop_ring(driver.index())?;
-        driver.set_base(base);
-        Ok(base)
-    }
-
-    /// The same for a driver that works in another thread.
-    pub fn stop_ring(&mut self, index: usize) -> Result<u16> {
-        // Split rings: the base is a 16-bit index; higher bits are zero.
-        self.message("GET_VRING_BASE", |f| f.get_vring_base(index)).map(|base| base as u16)
-    }
-
-    /// SET_VRING_CALL alone.
-    pub fn set_call(&mut self, index: usize, call: &EventFd) -> Result<()> {
-        self.message("SET_VRING_CALL", |f| f.set_vring_call(index, call))
-    }
-
-    /// SET_VRING_KICK alone.
-    pub fn set_kick(&mut self, index: usize, kick: &EventFd) -> Result<()> {
-        self.message("SET_VRING_KICK", |f| f.set_vring_kick(index, kick))
-    }
-
-    /// SET_VRING_CALL with no fd: the back end has nothing to signal, the driver polls.
-    pub fn clear_call(&mut self, index: usize) -> Result<()> {
-        self.send_raw(FrontendReq::SET_VRING_CALL as u32, &(index as u64 | NO_FD).to_ne_bytes(), &[])
-    }
-
-    /// SET_VRING_KICK with no fd: the back end must poll the ring.
-    pub fn clear_kick(&mut self, index: usize) -> Result<()> {
-        self.send_raw(FrontendReq::SET_VRING_KICK as u32, &(index as u64 | NO_FD).to_ne_bytes(), &[])
-    }
-
-    /// Sends any message without asking for a reply, and returns when the back end has worked it off.
-    pub fn send_raw(&mut self, request: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
-        self.wire()?.send(request, crate::wire::VERSION, payload, fds)?;
-        self.barrier()
-    }
-
-    /// Gives a running ring a new call eventfd and returns the old one. After the return the back end signals the new
-    /// one only: every message is worked off in order, and one that has a reply has been answered behind it.
-    pub fn swap_call(&mut self, driver: &mut Driver) -> Result<EventFd> {
-        let call = eventfd()?;
-        self.set_call(driver.index(), &call)?;
-        self.barrier()?;
-        Ok(driver.replace_call(call))
-    }
-
-    /// Gives a running ring a new kick eventfd and returns the old one. A kick is written to the new one, so that
-    /// none between the two is lost.
-    pub fn swap_kick(&mut self, driver: &mut Driver) -> Result<EventFd> {
-        let kick = eventfd()?;
-        self.set_kick(driver.index(), &kick)?;
-        self.barrier()?;
-        let old = driver.replace_kick(kick);
-        driver.force_kick()?;
-        Ok(old)
+        self.message("SET_CONFIG", |f| {
+            f.set_config(offset, VhostUserConfigFlags::WRITABLE, bytes)
+        })
     }
 
     /// RESET_DEVICE. The drivers must be [reset](Driver::reset) and their rings started anew.
