@@ -22,5 +22,8 @@ deny: build/tools/bin/cargo-deny
 build/tools/bin/cargo-deny:
 	$(CARGO) install --locked --quiet --root build/tools --version 0.20.2 cargo-deny
 
+# The daemon beside qemu-storage-daemon, as a Markdown table (minutes). ROUNDS, SECONDS_PER_RUN, BENCH_DIR.
 bench:
-	tests/bench
+	qemu/setup
+	$(CARGO) build --release --locked --package outboard
+	OUTBOARD_BIN=$(abspath $(or $(CARGO_TARGET_DIR),target)/release/outboard) $(CARGO) bench --locked --package outboard-tests --bench peers
