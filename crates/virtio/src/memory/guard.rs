@@ -49,6 +49,8 @@ struct Chunk {
 static FIRST: Chunk = Chunk::new();
 /// Serializes writers; the handler does not take it.
 static WRITERS: Mutex<()> = Mutex::new(());
+/// Some region was ever damaged: one load answers for all regions as long as nothing happened.
+static EVER_DAMAGED: AtomicBool = AtomicBool::new(false);
 /// The action before ours; set before ours is installed.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
@@ -145,8 +147,8 @@ impl Watch {
 
     /// A fault was caught in this range.
     pub(super) fn is_damaged(&self) -> bool {
-        // Pairs with the release store in `on_sigbus`. The fault may have happened on another thread.
-        self.slot.damaged.load(Ordering::Acquire)
+        // Acquire: who sees the mark knows that what it read before may be zeros of ours. Pairs with the stores in `patch`.
+        EVER_DAMAGED.load(Ordering::Acquire) && self.slot.damaged.load(Ordering::Acquire)
     }
 }
 
@@ -208,6 +210,7 @@ fn patch(address: usize) -> bool {
     };
     // First the mark, then the page: whoever can read the zeros can see that they are not the guest's.
     slot.damaged.store(true, Ordering::Release);
+    EVER_DAMAGED.store(true, Ordering::Release);
     // SAFETY: errno's location is valid for the calling thread; the interrupted code must find its value unchanged.
     let errno = unsafe { *libc::__errno_location() };
     // SAFETY: the page lies in a mapping that belongs to the faulting thread's region (module protocol), so replacing it harms no

@@ -11,6 +11,8 @@
 mod error;
 mod guard;
 mod region;
+#[cfg(test)]
+mod tests;
 
 pub use error::{MemoryError, OutOfMemory};
 use region::Region;

@@ -28,6 +28,8 @@ mod error;
 mod handshake;
 mod heads;
 mod split;
+#[cfg(test)]
+mod tests;
 mod translate;
 mod walk;
 
