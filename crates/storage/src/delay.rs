@@ -70,7 +70,7 @@ impl Disk for DelayDisk {
         Ok(Box::new(DelayQueue {
             inner: self.inner.open_queue(port)?,
             timers,
-            random: fastrand::Rng::with_seed(self.seed ^ queue.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            random: generator(self.seed, queue),
             min: nanoseconds(self.min),
             max: nanoseconds(self.max),
             held: Slab::new(),
@@ -81,6 +81,12 @@ impl Disk for DelayDisk {
     fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// The generator of the disk's `queue`th queue.
+fn generator(seed: u64, queue: u64) -> fastrand::Rng {
+    // Any odd number spreads the queues' seeds; this one (the golden ratio's) spreads them far.
+    fastrand::Rng::with_seed(seed ^ queue.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -157,5 +163,21 @@ impl DiskQueue for DelayQueue {
 
     fn in_flight(&self) -> u32 {
         u32::try_from(self.held.len() + self.released.len()).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seed_decides_and_queues_differ() {
+        let draws = |seed, queue| {
+            let mut random = generator(seed, queue);
+            [random.u64(..), random.u64(..)]
+        };
+        assert_eq!(draws(1, 0), draws(1, 0));
+        assert_ne!(draws(1, 0), draws(2, 0));
+        assert_ne!(draws(1, 0), draws(1, 1));
     }
 }

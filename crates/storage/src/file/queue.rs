@@ -218,3 +218,6 @@ impl Drop for FileQueue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,7 +84,7 @@ pub(super) fn write_entry(
 }
 
 /// The segments not yet transferred. The list stays where it is until the slot is started again.
-fn segments_left(slot: &mut Slot) -> &[libc::iovec] {
+pub(super) fn segments_left(slot: &mut Slot) -> &[libc::iovec] {
     if slot.done == 0 {
         return slot.buf.iovecs();
     }

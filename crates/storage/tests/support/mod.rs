@@ -78,6 +78,12 @@ impl Driver {
         }
     }
 
+    /// Lets the reactor work for a moment and takes what completed.
+    pub fn poll(&mut self, timeout: Duration) {
+        self.reactor.wait(&mut Vec::new(), Some(timeout)).unwrap();
+        self.take_completions();
+    }
+
     fn take_completions(&mut self) {
         while let Some(completion) = self.queue.as_mut().unwrap().next_completion() {
             let token = completion.token;
