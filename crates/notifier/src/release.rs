@@ -33,7 +33,7 @@ impl Release {
 
     /// Runs the callback. A panic in it has been reported by the panic hook and stops here: whoever happened to be
     /// last out (a worker in the middle of a signal) has nothing to do with it and must not die of it.
-    pub(crate) fn fire(self) {
+    pub fn fire(self) {
         if let Some(f) = self.0 {
             let _ = catch_unwind(AssertUnwindSafe(f));
         }

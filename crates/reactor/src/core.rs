@@ -144,6 +144,14 @@ impl Core {
         Ok(())
     }
 
+    /// As many entries are queued as one enter submits.
+    pub fn batch_is_full(&mut self) -> bool {
+        let batch = self.batch as usize;
+        self.ring
+            .as_mut()
+            .is_some_and(|ring| ring.submission().len() >= batch)
+    }
+
     /// Cancels everything and returns when the kernel holds nothing of ours: memory and files of all operations may be
     /// let go afterwards. Blocks for as long as an operation that cannot be cancelled takes (disk I/O already issued).
     pub fn close(&mut self) {

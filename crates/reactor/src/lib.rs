@@ -135,12 +135,24 @@ impl Reactor {
         IoPort::new(self.core.clone(), None)
     }
 
+    /// The user of this port (and its siblings) will never pop again, though it still exists: what completes there is
+    /// dropped and wakes nobody. Its operations still count as outstanding until the kernel is done with them.
+    pub fn discard(&mut self, port: PortId) {
+        self.core.borrow_mut().ports.discard(port);
+    }
+
     /// Submits at most a batch of queued operations and sleeps until something happened or `timeout` passed
     /// (`Some(ZERO)`: only looks; `None`: no limit). Appends at most 20 wakes to `wakes`; may append none (a signal).
     ///
     /// Does not sleep while a port has completions to pop or more than a batch is queued.
     pub fn wait(&mut self, wakes: &mut Vec<Wake>, timeout: Option<Duration>) -> io::Result<()> {
         self.core.borrow_mut().wait(wakes, timeout)
+    }
+
+    /// As many operations are queued as one `io_uring_enter` submits: time to `wait` (with `Some(ZERO)`, if there is more to
+    /// do), lest they wait for others.
+    pub fn batch_is_full(&self) -> bool {
+        self.core.borrow_mut().batch_is_full()
     }
 
     /// Counts since the reactor was made.

@@ -160,6 +160,8 @@ pub(crate) struct Slot {
     owned: bool,
     /// In `Ports::ready`.
     listed: bool,
+    /// Its user will never pop again.
+    discarding: bool,
 }
 
 /// All ports of a reactor.
@@ -192,6 +194,7 @@ impl Ports {
             waiting: 0,
             owned: true,
             listed: false,
+            discarding: false,
         });
         (id, report_as)
     }
@@ -204,7 +207,7 @@ impl Ports {
 
     /// Queues a completion, unless nobody is left to take it.
     pub fn deliver(&mut self, id: SlotId, completion: PortCompletion) {
-        let Some(slot) = self.get(id).filter(|slot| slot.owned) else {
+        let Some(slot) = self.get(id).filter(|slot| slot.owned && !slot.discarding) else {
             return;
         };
         slot.queue.push_back(completion);
@@ -229,6 +232,16 @@ impl Ports {
         let Some(slot) = self.get(id) else { return };
         slot.waiting = slot.waiting.saturating_sub(1);
         self.deliver(id, PortCompletion { token, result });
+    }
+
+    /// Everything reported under this id is dropped, now and later.
+    pub fn discard(&mut self, report_as: PortId) {
+        for (_, slot) in &mut self.slots {
+            if slot.report_as == report_as {
+                slot.discarding = true;
+                slot.queue.clear();
+            }
+        }
     }
 
     fn disown(&mut self, id: SlotId) {

@@ -177,6 +177,23 @@ fn a_sibling_is_reported_under_its_elders_id_with_a_queue_of_its_own() {
 }
 
 #[test]
+fn a_discarded_port_lets_its_reactor_sleep() {
+    let mut reactor = reactor();
+    let port = reactor.port();
+    let sibling = port.sibling();
+    port.complete_now(1, 0);
+    reactor.discard(port.id());
+    sibling.complete_now(2, 0);
+    assert_eq!(look(&mut reactor), []);
+    let sleeps = reactor.counters().sleeps;
+    reactor
+        .wait(&mut Vec::new(), Some(Duration::from_millis(1)))
+        .unwrap();
+    assert_eq!(reactor.counters().sleeps, sleeps + 1);
+    assert_eq!((port.pop(), sibling.pop()), (None, None));
+}
+
+#[test]
 fn a_busy_port_does_not_hide_the_others() {
     let mut reactor = reactor();
     let ports: Vec<_> = (0..50).map(|_| reactor.port()).collect();
