@@ -1,4 +1,6 @@
 //! What the whole-daemon tests share.
 
+pub mod daemon;
+pub mod load;
 pub mod process;
 pub mod qsd;

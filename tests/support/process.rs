@@ -131,7 +131,7 @@ impl Process {
     }
 
     /// All of stderr, once the process has ended.
-    fn end(&mut self) -> String {
+    pub fn end(&mut self) -> String {
         if let Some(reader) = self.reader.take() {
             reader.join().expect("the reader of stderr");
         }
