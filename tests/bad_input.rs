@@ -181,7 +181,6 @@ fn contradictions_on_the_command_line_are_refused() {
         ("ramm:1M", "ram"),
         ("file:", "file:"),
         ("delay:5ms-1ms:ram:1M", "delay:"),
-        ("delay:1ms:ram:1M", "delay:"),
         ("null:99999999999999999999G", "null:"),
     ] {
         refused_with(&site, &blk(&["--disk", uri]), &[word]);
