@@ -118,6 +118,8 @@ fn bad_descriptors_are_refused() {
     let site = Site::new();
     let disk = ["--disk", "ram:1M"];
     refused_with(&site, &[&["blk", "--fd", "987"], &disk[..]].concat(), &["987"]);
+    // The first number that the daemon's own descriptors get.
+    refused_with(&site, &[&["blk", "--fd", "3"], &disk[..]].concat(), &["--fd 3", "inherited"]);
     refused_with(&site, &[&["blk", "--fd", "x"], &disk[..]].concat(), &["--fd", "x"]);
     refused_with(&site, &[&["blk", "--fd", "-1"], &disk[..]].concat(), &["-1"]);
     refused_with(&site, &[&["blk", "--fd", "2"], &disk[..]].concat(), &["2"]);

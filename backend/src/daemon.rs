@@ -39,15 +39,26 @@ enum Happened {
 /// The first signal ends in order: nothing new is taken from the rings, what is in flight completes and is
 /// published, then the sockets close. A second one gives up on I/O that does not complete.
 pub fn run(devices: Vec<DeviceSpec>, workers: Option<u16>) -> anyhow::Result<()> {
+    // What was inherited, before anything of our own gets the number of what was not.
+    let claims = devices
+        .iter()
+        .map(|spec| in_device(spec, spec.endpoint.claim()))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot catch signals")?;
-    let mut opened = Vec::with_capacity(devices.len());
-    for spec in &devices {
-        opened.push(open(spec).with_context(|| format!("device {:?}", spec.name))?);
-    }
+    // All disks, then all sockets: a disk that is refused leaves every path as it was.
+    let opened = devices
+        .iter()
+        .map(|spec| in_device(spec, open(spec)))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let endpoints = devices
+        .iter()
+        .zip(claims)
+        .map(|(spec, claim)| in_device(spec, claim.open()))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let pool = WorkerPool::new(threads(&devices, workers)).context("cannot start the workers")?;
     let mut servers = Vec::with_capacity(opened.len());
     let mut paths: Vec<BoundPath> = Vec::new();
-    for (spec, (device, endpoint, bound)) in devices.iter().zip(opened) {
+    for ((spec, device), (endpoint, bound)) in devices.iter().zip(opened).zip(endpoints) {
         let server = Server::start(&spec.name, device, Arc::clone(&pool), endpoint)
             .with_context(|| format!("device {:?}: cannot start its server", spec.name))?;
         servers.push(Arc::new(server));
@@ -90,15 +101,11 @@ pub fn run(devices: Vec<DeviceSpec>, workers: Option<u16>) -> anyhow::Result<()>
     Ok(())
 }
 
-type Opened = (
-    Arc<Blk>,
-    outboard_vhost_user::server::Endpoint,
-    Option<BoundPath>,
-);
+fn in_device<T>(spec: &DeviceSpec, result: anyhow::Result<T>) -> anyhow::Result<T> {
+    result.with_context(|| format!("device {:?}", spec.name))
+}
 
-fn open(spec: &DeviceSpec) -> anyhow::Result<Opened> {
-    // The inherited descriptor first: opening the disk may take the number it should have had.
-    let (endpoint, bound) = spec.endpoint.open()?;
+fn open(spec: &DeviceSpec) -> anyhow::Result<Arc<Blk>> {
     let disk = outboard_storage::uri::open(&spec.blk.disk, &spec.blk.open)?;
     let device = Blk::new(
         disk,
@@ -109,7 +116,7 @@ fn open(spec: &DeviceSpec) -> anyhow::Result<Opened> {
             writeback: spec.blk.writeback,
         },
     )?;
-    Ok((Arc::new(device), endpoint, bound))
+    Ok(Arc::new(device))
 }
 
 /// One worker per usable CPU, but no more than there can be queues to serve.

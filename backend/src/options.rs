@@ -190,20 +190,23 @@ mod de {
     use serde::{Deserialize, Deserializer};
 
     pub fn num_queues<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
-        super::check_num_queues(u32::deserialize(from)?).map_err(D::Error::custom)
+        super::check_num_queues(u32::deserialize(from)?)
+            .map_err(|why| D::Error::custom(format!("num-queues: {why}")))
     }
 
     pub fn queue_size<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
-        super::check_queue_size(u32::deserialize(from)?).map_err(D::Error::custom)
+        super::check_queue_size(u32::deserialize(from)?)
+            .map_err(|why| D::Error::custom(format!("queue-size: {why}")))
     }
 
     pub fn block_size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
         super::check_block_size(u32::deserialize(from)?)
             .map(Some)
-            .map_err(D::Error::custom)
+            .map_err(|why| D::Error::custom(format!("block-size: {why}")))
     }
 
     pub fn serial<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-        super::check_serial(String::deserialize(from)?).map_err(D::Error::custom)
+        super::check_serial(String::deserialize(from)?)
+            .map_err(|why| D::Error::custom(format!("serial: {why}")))
     }
 }

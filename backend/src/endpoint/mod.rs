@@ -20,14 +20,31 @@ pub enum EndpointSpec {
 }
 
 impl EndpointSpec {
+    /// Takes an inherited descriptor. To be called before the process opens any descriptor of its own, which would otherwise
+    /// answer to the number of one that was not inherited. A path is not touched yet.
+    pub fn claim(&self) -> anyhow::Result<Claim> {
+        Ok(match self {
+            EndpointSpec::Path(path) => Claim::Path(path.clone()),
+            EndpointSpec::Fd(fd) => Claim::Inherited(inherited::take(*fd)?),
+        })
+    }
+}
+
+/// What is still to be opened of an endpoint.
+pub enum Claim {
+    Path(PathBuf),
+    Inherited(Endpoint),
+}
+
+impl Claim {
     /// Opens the endpoint. The guard, if any, removes the socket file when dropped.
-    pub fn open(&self) -> anyhow::Result<(Endpoint, Option<BoundPath>)> {
-        match self {
-            EndpointSpec::Path(path) => {
-                let (listener, bound) = path::bind(path)?;
-                Ok((Endpoint::Listen(listener), Some(bound)))
+    pub fn open(self) -> anyhow::Result<(Endpoint, Option<BoundPath>)> {
+        Ok(match self {
+            Claim::Path(path) => {
+                let (listener, bound) = path::bind(&path)?;
+                (Endpoint::Listen(listener), Some(bound))
             }
-            EndpointSpec::Fd(fd) => Ok((inherited::take(*fd)?, None)),
-        }
+            Claim::Inherited(endpoint) => (endpoint, None),
+        })
     }
 }
