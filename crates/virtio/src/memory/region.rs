@@ -59,9 +59,8 @@ impl Region {
         // size. Both are hygiene: on a kernel that refuses them the mapping works all the same.
         for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump] {
             // SAFETY: the range is exactly the mapping made above; neither advice changes its contents or its validity here.
-            if let Err(error) =
-                unsafe { rustix::mm::madvise(mapping.as_ptr().cast(), length, advice) }
-            {
+            let advised = unsafe { rustix::mm::madvise(mapping.as_ptr().cast(), length, advice) };
+            if let Err(error) = advised {
                 tracing::debug!(%info, ?advice, %error, "madvise refused");
             }
         }

@@ -23,7 +23,6 @@
 //! | used.ring | store relaxed, before the below | |
 //! | used.idx | store release | its read barrier between loading used.idx and reading the element |
 //! | used_event, avail.flags, avail_event, used.flags | relaxed, on the far side of a SeqCst fence | its full barriers: `handshake` |
-#![allow(unsafe_code)]
 mod error;
 mod handshake;
 mod heads;
@@ -107,7 +106,7 @@ pub struct Queue {
     /// avail.idx as last loaded by `pop`: entries up to here may be read without another load.
     seen_avail: u16,
     /// Free-running; the next used element to fill.
-    next_used: u16,
+    filled: u16,
     /// used.idx as the driver sees it.
     published: u16,
     heads: Heads,
@@ -133,7 +132,7 @@ impl Queue {
             translator: Translator::new(),
             next_avail: config.next_avail,
             seen_avail: config.next_avail,
-            next_used,
+            filled: next_used,
             published: next_used,
             heads: Heads::new(config.size),
             kicks: Kicks::Unknown,
@@ -187,6 +186,7 @@ impl Queue {
         }))
     }
 
+    #[allow(unsafe_code)]
     fn buffers(&mut self, segments: Segments) -> Buffers {
         if segments.is_empty() {
             self.keep(segments);
@@ -219,13 +219,13 @@ impl Queue {
     /// [`QueueError::NotInFlight`]: a request given back twice, or never popped.
     pub fn push_used(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
         self.heads.remove(head)?;
-        self.ring.write_used(self.next_used, head, written);
-        self.next_used = self.next_used.wrapping_add(1);
+        self.ring.write_used(self.filled, head, written);
+        self.filled = self.filled.wrapping_add(1);
         Ok(())
     }
 
     fn unpublished(&self) -> u16 {
-        self.next_used.wrapping_sub(self.published)
+        self.filled.wrapping_sub(self.published)
     }
 
     /// One release store of used.idx for all pushed elements; true if the driver wants to be signalled. False when nothing was pushed.
@@ -234,8 +234,8 @@ impl Queue {
         if self.unpublished() == 0 {
             return false;
         }
-        let old = std::mem::replace(&mut self.published, self.next_used);
-        handshake::publish(self.ring.used_idx(), old, self.next_used, self.ring.call())
+        let old = std::mem::replace(&mut self.published, self.filled);
+        handshake::publish(self.ring.used_idx(), old, self.filled, self.ring.call())
     }
 
     /// No kicks wanted (a hint).
@@ -285,13 +285,15 @@ impl Queue {
 
     /// SET_MEM_TABLE under a running ring: resolves the ring anew; requests in flight keep their old lease.
     ///
-    /// The guest addresses of the ring stay. If it moved in guest memory it is another ring.
+    /// The guest addresses of the ring stay. If it moved in guest memory it is another ring. To be called between passes, with all that was
+    /// pushed published: elements are not written a second time.
     ///
     /// # Errors
     /// The ring is not in the new memory: the queue goes on in the old, and the caller should stop it.
     pub fn set_memory(&mut self, memory: MemoryLease) -> Result<(), QueueError> {
         self.ring = SplitRing::resolve(&self.config, memory)?;
         self.translator = Translator::new();
+        self.kicks = Kicks::Unknown;
         Ok(())
     }
 }

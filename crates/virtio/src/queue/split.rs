@@ -28,6 +28,11 @@ impl Descriptor {
         }
     }
 
+    pub(super) fn from_bytes(bytes: [u8; 16]) -> Descriptor {
+        let whole = u128::from_le_bytes(bytes);
+        Descriptor::from_words((whole as u64).to_le(), ((whole >> 64) as u64).to_le())
+    }
+
     pub(super) fn has_next(&self) -> bool {
         self.flags & 1 != 0
     }
@@ -63,16 +68,15 @@ impl SplitRing {
             return Err(QueueError::Size(size));
         }
         let area = |part, addr: u64, align: u64, len: u64| {
-            let (host, room) = memory
+            let (host, _) = memory
                 .window(addr)
                 .and_then(|window| window.host(addr))
                 .filter(|(_, room)| *room >= len)
                 .ok_or(QueueError::Unmapped { part, addr, len })?;
             // The host address as well: regions need not be aligned, and it is the one that is accessed.
-            if addr % align != 0 || host as u64 % align != 0 {
+            if !addr.is_multiple_of(align) || !(host as u64).is_multiple_of(align) {
                 return Err(QueueError::Misaligned { part, addr, align });
             }
-            let _: u64 = room;
             Ok(host)
         };
         // 2.7: the sizes include the event fields whether EVENT_IDX is negotiated or not.
@@ -199,11 +203,4 @@ pub(super) unsafe fn read_descriptor(host: *const u8) -> Descriptor {
     // SAFETY: mapped, says the caller; a byte array has no alignment.
     let bytes = unsafe { host.cast::<[u8; 16]>().read_volatile() };
     Descriptor::from_bytes(bytes)
-}
-
-impl Descriptor {
-    pub(super) fn from_bytes(bytes: [u8; 16]) -> Descriptor {
-        let whole = u128::from_le_bytes(bytes);
-        Descriptor::from_words((whole as u64).to_le(), ((whole >> 64) as u64).to_le())
-    }
 }

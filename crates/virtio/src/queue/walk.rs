@@ -81,7 +81,7 @@ impl<'a> Walk<'a> {
             return forbidden("with a next descriptor");
         }
         let entries = table.len / Descriptor::SIZE;
-        if entries == 0 || table.len % Descriptor::SIZE != 0 || entries > MAX_INDIRECT {
+        if entries == 0 || !table.len.is_multiple_of(Descriptor::SIZE) || entries > MAX_INDIRECT {
             return Err(QueueError::IndirectLength {
                 head,
                 len: table.len,

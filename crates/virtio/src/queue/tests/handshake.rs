@@ -199,7 +199,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn nobody_sleeps_through_work_and_every_request_comes_back_once(
@@ -250,7 +250,7 @@ impl Doorbell {
 
 /// Both sides on threads of their own, sleeping whenever they may, through more than one wrap of the indices.
 fn two_threads(features: u64) {
-    const REQUESTS: u32 = 150_000;
+    const REQUESTS: u32 = 70_000;
     let memory = MockMemory::flat(0x10_0000);
     let mut driver = MockDriver::new(&memory, 0, 16, features);
     let config = driver.config();

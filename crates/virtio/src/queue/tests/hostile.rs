@@ -57,7 +57,7 @@ fn nonsense_written_under_the_device_is_refused_or_harmless_and_bounded() {
         let mut queue = Queue::new(&config, lease.clone()).unwrap();
         let (mut popped, mut refused) = (0u32, 0u32);
         let mut in_flight = std::collections::BTreeSet::new();
-        for round in 0..400_000u32 {
+        for round in 0..200_000u32 {
             match queue.pop() {
                 Ok(Some(chain)) => {
                     popped += 1;

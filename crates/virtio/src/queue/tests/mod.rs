@@ -12,6 +12,11 @@ use outboard_reactor::Buffers;
 const EVENT_IDX: u64 = 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 const INDIRECT: u64 = 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
+/// Guest addresses and lengths.
+type Ranges = Vec<(u64, u64)>;
+/// Head, readable and writable ranges of a chain.
+type Layout = (u16, Ranges, Ranges);
+
 /// A ring of `size` at guest address 0 of `memory`, both ends.
 fn ring(memory: &MockMemory, size: u16, features: u64) -> (MockDriver, Queue) {
     let driver = MockDriver::new(memory, 0, size, features);
@@ -20,7 +25,7 @@ fn ring(memory: &MockMemory, size: u16, features: u64) -> (MockDriver, Queue) {
 }
 
 /// Segments of a buffer list as guest addresses and lengths.
-fn segments(map: &MemoryMap, buffers: &Buffers) -> Vec<(u64, u64)> {
+fn segments(map: &MemoryMap, buffers: &Buffers) -> Ranges {
     let guest = |host: usize| {
         map.regions()
             .find_map(|region| {
@@ -36,8 +41,7 @@ fn segments(map: &MemoryMap, buffers: &Buffers) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// Head, readable and writable segments.
-fn laid_out(queue: &Queue, chain: &Chain) -> (u16, Vec<(u64, u64)>, Vec<(u64, u64)>) {
+fn laid_out(queue: &Queue, chain: &Chain) -> Layout {
     let map = queue.memory();
     (
         chain.head,

@@ -2,7 +2,7 @@
 //!
 //! `virtio-queue` yields descriptors as long as it likes them and stops silently otherwise; what is refused follows from where it
 //! stopped and from what it does not check itself (that buffers are in memory, and their order; a head in flight).
-use super::{INDIRECT, laid_out};
+use super::{INDIRECT, Layout, Ranges, laid_out};
 use crate::mock::{Descriptor, MockDriver, MockMemory};
 use crate::queue::Queue;
 use proptest::collection::vec;
@@ -17,9 +17,6 @@ const REGIONS: [(u64, u64); 3] = [(0, 0x1_0000), (0x1_0000, 0x8000), (0x2_0000, 
 /// Where tables are: one in the middle, one at an odd address, one across the border between two regions and within a descriptor.
 const TABLES: [u64; 3] = [0x4000, 0x5003, 0x1_0000 - 56];
 const TABLE_ENTRIES: usize = 6;
-
-type Ranges = Vec<(u64, u64)>;
-type Layout = (u16, Ranges, Ranges);
 
 #[derive(Debug, Clone)]
 struct Ring {
@@ -247,7 +244,7 @@ fn read(guest: &GuestMemoryMmap, descriptors: &[OracleDescriptor]) -> Option<(Ra
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_popped_and_what_is_refused_is_what_virtio_queue_says(ring in any_ring()) {
