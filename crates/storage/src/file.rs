@@ -2,7 +2,7 @@
 //!
 //! | file | duty |
 //! |-|-|
-//! | [`open`] | the way from a path to a disk; every reason to refuse |
+//! | `open` | the way from a path to a disk; every reason to refuse |
 //! | `lock` | QEMU's byte locks against a second writer |
 //! | `holder` | who holds the image, for the error's text |
 //! | `probe` | block sizes, limits, alignment of direct I/O |

@@ -5,7 +5,7 @@
 //!
 //! | URI | what it is | how it finishes |
 //! |-|-|-|
-//! | `file:PATH` | raw image file or block device ([`file`]) | through the worker's io_uring |
+//! | `file:PATH` | raw image file or block device ([`mod@file`]) | through the worker's io_uring |
 //! | `ram:SIZE` | memory of this process ([`ram`]) | at once, inside `submit` |
 //! | `null:SIZE` | nothing ([`null`]) | at once, inside `submit` |
 //! | `delay:MIN-MAX:URI` | another disk, slower and out of order ([`delay`]) | by the worker's timers |

@@ -4,7 +4,7 @@
 mod support;
 
 use outboard_storage::{
-    disk::{Disk, Op},
+    disk::Op,
     uri::{OpenOptions, open},
 };
 use support::Driver;

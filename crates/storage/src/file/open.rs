@@ -42,6 +42,9 @@ pub(crate) fn open(uri: &str, path: &Path, options: &OpenOptions) -> Result<File
         )));
     }
 
+    if kind == Kind::BlockDevice && !options.read_only {
+        require_unclaimed(path)?;
+    }
     let claim = if options.read_only {
         lock::Claim::READER
     } else {
@@ -105,6 +108,22 @@ pub(crate) fn open(uri: &str, path: &Path, options: &OpenOptions) -> Result<File
             helper: Helper::new(),
         }),
     })
+}
+
+/// Refuses to write to a block device that the kernel itself uses (mounted, swap, part of a volume group or RAID). The exclusive open
+/// is for this question only and given back at once: kept, it would lock out readers and a successor process.
+fn require_unclaimed(path: &Path) -> Result<(), OpenError> {
+    match File::options()
+        .read(true)
+        .custom_flags(libc::O_EXCL | libc::O_NOCTTY)
+        .open(path)
+    {
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(OpenError(format!(
+            "the device {} is in use on this host (mounted, swap, or part of a larger device); release it, or open it read-only",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn kind_of(path: &Path, meta: &Metadata) -> Result<Kind, OpenError> {

@@ -33,8 +33,8 @@ pub fn random_operations_match_an_oracle(Subject { disk, .. }: Subject) {
     let blocks = disk.size() as usize / block;
     let mut oracle = vec![0u8; disk.size() as usize];
 
-    for round in 0..40 {
-        let depth = *random.choice(&[1, 4, 32]).unwrap();
+    for round in 0..25 {
+        let depth = *random.choice(&[1, 4, 24]).unwrap();
         let mut flying = Vec::new();
         for range in disjoint_ranges(&mut random, blocks, depth) {
             let (start, end) = (range.start * block, range.end * block);

@@ -153,6 +153,17 @@ fn a_short_read_is_resumed_where_it_stopped() {
 }
 
 #[test]
+fn a_direct_read_that_ends_within_a_block_has_met_the_end_of_the_file() {
+    let mut bench = Bench::new(CacheMode::None);
+    bench.answered(Work::Read, twos(), 100);
+    let done = bench.finish();
+    done.result.unwrap();
+    let read = bytes(&done.buf);
+    assert!(read[..100].iter().all(|b| *b == 2));
+    assert!(read[100..].iter().all(|b| *b == 0));
+}
+
+#[test]
 fn a_resumed_transfer_skips_whole_segments_and_parts() {
     let mut whole = Buffers::alloc(100, 1);
     let tail = whole.split_off(30);
