@@ -1,0 +1,106 @@
+//! Front ends come and go.
+
+use crate::{
+    harness::{self, Bench},
+    raw::*,
+};
+use outboard_vhost_user::Limits;
+
+#[test]
+fn one_front_end_after_the_other() {
+    let bench = Bench::new();
+    for _ in 0..20 {
+        let front = bench.connect();
+        front.negotiate(F_VERSION_1 | F_PROTOCOL);
+        // Some begin anew on the same connection.
+        front.negotiate(F_VERSION_1 | F_PROTOCOL);
+    }
+    bench.quiet();
+}
+
+#[test]
+fn a_second_front_end_is_turned_away_at_once() {
+    let bench = Bench::new();
+    let first = bench.connect();
+    first.alive();
+    for _ in 0..20 {
+        assert_eq!(bench.connect().closed(), []);
+        first.alive();
+    }
+    drop(first);
+    let next = bench.connect();
+    next.alive();
+    drop(next);
+    bench.quiet();
+}
+
+/// Whoever comes after the first has closed its end is never taken for a second one.
+#[test]
+fn the_next_front_end_may_come_before_the_last_is_cleared_away() {
+    let bench = Bench::new();
+    for _ in 0..200 {
+        let front = bench.connect();
+        front.alive();
+        drop(front);
+    }
+    bench.quiet();
+}
+
+#[test]
+fn stop_closes_the_session_and_the_listener() {
+    let bench = Bench::new();
+    let front = bench.connect();
+    front.alive();
+    assert!(!bench.server.wait(Some(std::time::Duration::ZERO)));
+    bench.server.stop();
+    assert_eq!(front.closed(), []);
+    assert!(bench.server.wait(Some(PATIENCE)));
+    assert!(bench.server.wait(None), "the end stays");
+    harness::eventually("no thread is left", || harness::sessions() == 0);
+}
+
+#[test]
+fn stop_without_a_front_end() {
+    let bench = Bench::new();
+    bench.server.stop();
+    assert!(bench.server.wait(Some(PATIENCE)));
+}
+
+/// A front end that does not read its reply cannot keep the server from stopping.
+#[test]
+fn stop_while_a_reply_is_unread() {
+    let bench = Bench::new();
+    let front = bench.connect();
+    front.0.set_nonblocking(true).unwrap();
+    let bytes = message(GET_FEATURES, VERSION, &[]).repeat(100);
+    let mut sent = 0;
+    while std::io::Write::write(&mut (&front.0), &bytes).is_ok() {
+        sent += 1;
+        assert!(sent < 1_000_000);
+    }
+    bench.server.stop();
+    assert!(bench.server.wait(Some(PATIENCE)));
+}
+
+#[test]
+fn a_connected_front_end_takes_the_server_with_it() {
+    let _turn = harness::take_turn();
+    let before = harness::descriptors();
+    let (server, front, echo, pool) = harness::connected(Limits::default());
+    front.negotiate(F_VERSION_1 | F_PROTOCOL);
+    assert!(!server.wait(Some(std::time::Duration::ZERO)));
+    drop(front);
+    assert!(server.wait(Some(PATIENCE)));
+    drop((server, echo, pool));
+    harness::eventually("descriptors are back", || harness::descriptors() == before);
+}
+
+#[test]
+fn a_connected_server_can_be_stopped() {
+    let _turn = harness::take_turn();
+    let (server, front, _echo, _pool) = harness::connected(Limits::default());
+    front.alive();
+    server.stop();
+    assert_eq!(front.closed(), []);
+    assert!(server.wait(Some(PATIENCE)));
+}
