@@ -145,6 +145,9 @@ impl Ring {
             self.report("the device panicked; the ring is abandoned");
             return After::Closed;
         };
+        // The file behind the ring or a request was truncated, and zeros of ours were read in place of the guest's bytes.
+        // Nobody else would notice: an avail.idx of zero looks like an idle driver.
+        let damaged = work.error.is_none() && queue.memory().is_damaged();
         let shared = &self.shared;
         if pass.may_publish() && queue.publish() {
             match self.call.signal() {
@@ -163,6 +166,7 @@ impl Ring {
         self.active = may_pop;
         let idle = !may_pop
             || work.error.is_some()
+            || damaged
             || match work.progress {
                 Progress::Empty => self.polled || !queue.arm_kicks(),
                 // At its limit: a completion will bring it back. With nothing in flight there is none to come.
@@ -178,6 +182,9 @@ impl Ring {
         pass.leave(work.in_flight);
         if let Some(error) = work.error {
             self.break_down(&error, work.stuck);
+        }
+        if damaged && !std::mem::replace(&mut self.broken, true) {
+            self.report("guest memory was truncated by its owner");
         }
         match idle {
             true => After::Idle {
