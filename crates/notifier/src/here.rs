@@ -10,7 +10,7 @@ use std::cell::RefCell;
 thread_local! {
     /// Its address is the thread's name, and its content the registrations (by the address of their latch, which the pin
     /// keeps alive) that a `CallPin` of this thread holds. One entry per pin.
-    static HELD: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    static HELD: RefCell<Vec<usize>> = RefCell::default();
 }
 
 /// A value that is this thread's alone while it lives, and never 0. (0 if the thread is past destroying its locals.)

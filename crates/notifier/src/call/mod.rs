@@ -73,8 +73,9 @@ use slot::{GENERATION_BITS, Generation, Missed, Pinned, Slot};
 use std::fmt;
 use std::io;
 
-/// How many registrations a cell can hold that are not yet closed, the attached one among them.
-const SLOTS: usize = 8;
+/// How many registrations a cell can hold that are not yet closed, the attached one among them. (Under loom no scenario
+/// needs more than three, and each costs.)
+const SLOTS: usize = if cfg!(loom) { 3 } else { 8 };
 
 /// See the [module](self).
 pub struct CallCell {
@@ -173,8 +174,8 @@ impl CallCell {
     ///
     /// - `swap(Some(fd), on_release)`: `on_release` belongs to `fd`. It runs once when *that* descriptor has been closed: after
     ///   a later swap, or when the cell is dropped.
-    /// - `swap(None, on_release)`: nothing new is there to go, so `on_release` runs when the *old* one has been closed, after its
-    ///   own callback; at once if nothing was attached. The same as [`DetachTicket::on_done`].
+    /// - `swap(None, on_release)`: nothing new is there to go, so `on_release` runs once when the *old* one has been closed;
+    ///   at once if nothing was attached. (After the close; before or after the old one's own callback.) The same as [`DetachTicket::on_done`].
     ///
     /// If nobody is inside, the old descriptor is closed and its callback run by this thread before this returns. So do
     /// not hold a lock that a callback takes.

@@ -62,7 +62,7 @@ impl DetachTicket {
         self.latch.as_ref().is_none_or(|latch| latch.is_done())
     }
 
-    /// Runs `release` when the old descriptor is closed, after its own callback; at once if it is already. For who must
+    /// Runs `release` when the old descriptor is closed; at once if it is already. Its own callback may run before or after. For who must
     /// not sleep, such as a session that owes a reply.
     pub fn on_done(self, release: Release) {
         self.hang(release);

@@ -3,16 +3,23 @@
 //! A write reads a loom cell, a close writes it. So loom itself reports a close that is not ordered after every write
 //! (not only one that happens to be interleaved badly), and a write that is not ordered after the creation.
 
-use super::{Arc, AtomicU64, Ordering, UnsafeCell};
+use super::UnsafeCell;
 use crate::call::SignalError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 struct State {
     closed: UnsafeCell<bool>,
-    /// Mirrors `closed` for witnesses, which are not ordered with the close.
+    /// Mirrors `closed` for witnesses that are not ordered with the close. Counts for assertions are std's: loom need not
+    /// explore them.
     closes: AtomicU64,
     writes: AtomicU64,
     number: i32,
 }
+
+// SAFETY: loom's cell checks on every run that its accesses are ordered, which is the point of the model.
+#[allow(unsafe_code)]
+unsafe impl Sync for State {}
 
 /// Stands for a descriptor given by the peer. Not clonable: the drop is the close.
 pub struct PeerFd(Arc<State>);
@@ -76,12 +83,21 @@ impl Drop for PeerFd {
 }
 
 impl Witness {
-    /// How often it was closed, as far as this thread has been told.
+    /// That it is closed, and that the close happened before this: loom's cell fails the run if it is merely so by chance.
+    #[allow(unsafe_code)]
+    pub fn assert_closed(&self) {
+        // SAFETY: loom's cell checks on every run that no close is concurrent.
+        self.0
+            .closed
+            .with(|closed| assert!(unsafe { *closed }, "descriptor {} is open", self.0.number));
+    }
+
+    /// How often it was closed so far.
     pub fn closes(&self) -> u64 {
         self.0.closes.load(Ordering::Relaxed)
     }
 
-    /// How often it was written, as far as this thread has been told.
+    /// How often it was written so far.
     pub fn writes(&self) -> u64 {
         self.0.writes.load(Ordering::Relaxed)
     }
