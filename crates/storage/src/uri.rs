@@ -106,10 +106,12 @@ pub fn open(uri: &str, options: &OpenOptions) -> Result<Arc<dyn Disk>, OpenError
             "block size {size} is not a power of two from {SECTOR} to {MAX_BLOCK}"
         )));
     }
-    match split_scheme(uri) {
-        None | Some(("file", "")) if uri.is_empty() || uri == "file:" => Err(OpenError(
+    if uri.is_empty() || uri == "file:" {
+        return Err(OpenError(
             "the disk's name is empty; give file:PATH, a path, ram:SIZE or null:SIZE".into(),
-        )),
+        ));
+    }
+    match split_scheme(uri) {
         None => Ok(Arc::new(file::open(uri, Path::new(uri), options)?)),
         Some(("file", path)) => Ok(Arc::new(file::open(uri, Path::new(path), options)?)),
         Some(("ram", size)) => {

@@ -9,7 +9,7 @@ use outboard_storage::{
 };
 use support::Driver;
 
-const SIZE: u64 = 256 << 20;
+const SIZE: u64 = 128 << 20;
 const PIECE: u64 = 1 << 20;
 
 fn resident() -> u64 {

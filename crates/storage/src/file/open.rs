@@ -11,53 +11,27 @@ use std::{
     os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::Path,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 /// Direct I/O that needs more than this fits no guest.
 const MAX_BLOCK: u32 = 65536;
+
+/// How long to wait for a lock that nobody visible holds: a killed process is gone before its last operations are, and
+/// until these are done its open file, and with it the lock, lives on in the kernel. So whoever starts a daemon again right after it was
+/// killed must not be refused, nor let in before the old one's last write has landed.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Opens and locks the image at `path`; `uri` is its name from then on.
 pub(crate) fn open(uri: &str, path: &Path, options: &OpenOptions) -> Result<FileDisk, OpenError> {
     let shown = path.display();
     let meta = std::fs::metadata(path).map_err(|e| cannot_open(path, options, &e))?;
     let kind = kind_of(path, &meta)?;
-    let file = File::options()
-        .read(true)
-        .write(!options.read_only)
-        .custom_flags(
-            if options.cache.is_direct() {
-                libc::O_DIRECT
-            } else {
-                0
-            } | libc::O_NOCTTY,
-        )
-        .open(path)
-        .map_err(|e| cannot_open(path, options, &e))?;
-    let opened = file
-        .metadata()
-        .map_err(|e| cannot_open(path, options, &e))?;
-    if (opened.dev(), opened.ino(), opened.rdev()) != (meta.dev(), meta.ino(), meta.rdev()) {
-        return Err(OpenError(format!(
-            "{shown} was replaced while it was being opened; try again"
-        )));
-    }
-
-    if kind == Kind::BlockDevice && !options.read_only {
-        require_unclaimed(path)?;
-    }
-    let claim = if options.read_only {
-        lock::Claim::READER
-    } else {
-        lock::Claim::WRITER
-    };
-    let file = match lock::acquire(&file, claim) {
-        Ok(()) => file,
-        Err(error) => {
-            // Closed first, so that the search for the holder does not find ourselves.
-            drop(file);
-            return Err(not_locked(path, options, &opened, &error));
-        }
-    };
+    let deadline = Instant::now() + LINGER;
+    let file = open_locked(path, options, &meta, kind, || {
+        std::thread::sleep(LINGER / 200);
+        Instant::now() < deadline
+    })?;
 
     let failed = |what: &str, e: &dyn std::fmt::Display| {
         OpenError(format!("cannot ask {shown} for its {what}: {e}"))
@@ -230,30 +204,80 @@ fn block_size(
     }
 }
 
-fn not_locked(
+/// Opens and locks. While the lock is taken by nobody who can be seen, asks again as long as `wait` says so.
+fn open_locked(
     path: &Path,
     options: &OpenOptions,
     meta: &Metadata,
-    error: &lock::LockError,
-) -> OpenError {
-    let shown = path.display();
-    match error {
-        lock::LockError::Unsupported(e) => OpenError(format!(
-            "cannot lock {shown} against a second writer: {e}; put the image on a filesystem with byte-range locks"
-        )),
-        lock::LockError::Conflict => {
-            let who =
-                holder::find(meta.dev(), meta.ino()).unwrap_or_else(|| "another program".into());
-            let advice = if options.read_only {
-                "wait until it lets go"
-            } else {
-                "stop it, or wait until it lets go"
-            };
-            OpenError(format!(
-                "the image {shown} is locked: {who} uses it; {advice}"
-            ))
+    kind: Kind,
+    mut wait: impl FnMut() -> bool,
+) -> Result<File, OpenError> {
+    let claim = if options.read_only {
+        lock::Claim::READER
+    } else {
+        lock::Claim::WRITER
+    };
+    loop {
+        let file = open_same(path, options, meta)?;
+        if kind == Kind::BlockDevice && !options.read_only {
+            require_unclaimed(path)?;
+        }
+        match lock::acquire(&file, claim) {
+            Ok(()) => return Ok(file),
+            Err(lock::LockError::Unsupported(e)) => {
+                return Err(OpenError(format!(
+                    "cannot lock {} against a second writer: {e}; put the image on a filesystem with byte-range locks",
+                    path.display()
+                )));
+            }
+            Err(lock::LockError::Conflict) => {
+                // Closed first, so that the search for the holder does not find ourselves.
+                drop(file);
+                let holder = holder::find(meta.dev(), meta.ino());
+                if holder.is_some() || !wait() {
+                    return Err(locked(path, options, holder));
+                }
+            }
         }
     }
+}
+
+/// Opens the file that `meta` is about.
+fn open_same(path: &Path, options: &OpenOptions, meta: &Metadata) -> Result<File, OpenError> {
+    let direct = if options.cache.is_direct() {
+        libc::O_DIRECT
+    } else {
+        0
+    };
+    let file = File::options()
+        .read(true)
+        .write(!options.read_only)
+        .custom_flags(direct | libc::O_NOCTTY)
+        .open(path)
+        .map_err(|e| cannot_open(path, options, &e))?;
+    let opened = file
+        .metadata()
+        .map_err(|e| cannot_open(path, options, &e))?;
+    if (opened.dev(), opened.ino(), opened.rdev()) != (meta.dev(), meta.ino(), meta.rdev()) {
+        return Err(OpenError(format!(
+            "{} was replaced while it was being opened; try again",
+            path.display()
+        )));
+    }
+    Ok(file)
+}
+
+fn locked(path: &Path, options: &OpenOptions, holder: Option<String>) -> OpenError {
+    let who = holder.unwrap_or_else(|| "another program".into());
+    let advice = if options.read_only {
+        "wait until it lets go"
+    } else {
+        "stop it, or wait until it lets go"
+    };
+    OpenError(format!(
+        "the image {} is locked: {who} uses it; {advice}",
+        path.display()
+    ))
 }
 
 #[cfg(test)]

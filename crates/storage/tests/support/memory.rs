@@ -22,12 +22,12 @@ impl Memory {
         Memory::scattered(&[(len, 0)])
     }
 
-    /// Segments of these lengths, each so many bytes behind an address that is a multiple of 4096.
+    /// Segments of these lengths, each so many bytes behind an address that is a multiple of 512.
     pub fn scattered(shape: &[(usize, usize)]) -> Memory {
         let mut at = 0;
         let mut segments = Vec::new();
         for (len, skew) in shape {
-            let start = (at + GAP).next_multiple_of(4096) + skew;
+            let start = (at + GAP).next_multiple_of(512) + skew;
             segments.push((start, *len));
             at = start + len;
         }
@@ -40,11 +40,11 @@ impl Memory {
         }
     }
 
-    /// `len` bytes, a multiple of 512, in up to `most` segments: some aligned to pages, some to sectors, some to nothing.
+    /// `len` bytes, a multiple of 512, in up to `most` segments: some aligned to sectors, some to nothing.
     pub fn random(random: &mut fastrand::Rng, len: usize, most: usize) -> Memory {
         let unit = *random.choice(&[512, 512, 1]).unwrap();
         let skews: &[usize] = random
-            .choice(&[&[0][..], &[0, 512][..], &[0, 1, 3, 8, 512][..]])
+            .choice(&[&[0][..], &[0, 512][..], &[0, 1, 3, 8][..]])
             .unwrap();
         let mut left = len;
         let mut shape = Vec::new();

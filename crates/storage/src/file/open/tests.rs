@@ -209,3 +209,37 @@ fn direct_io_sets_the_smallest_block() {
     );
     assert!(block(wants(1 << 20), None).is_err());
 }
+
+/// A locked descriptor in a message that nobody received yet: as with a killed process's last operations, the lock is held and no
+/// process has the file open.
+#[test]
+fn a_lock_that_nobody_visible_holds_is_waited_for() {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::{os::fd::AsFd, os::unix::net::UnixStream};
+
+    let dir = Dir::new();
+    let path = dir.image(1 << 20);
+    let meta = std::fs::metadata(&path).unwrap();
+    let options = OpenOptions::default();
+    let (sender, receiver) = UnixStream::pair().unwrap();
+    {
+        let file = open_same(&path, &options, &meta).unwrap();
+        lock::acquire(&file, lock::Claim::WRITER).unwrap();
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [file.as_fd()];
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let data = [std::io::IoSlice::new(b"x")];
+        sendmsg(&sender, &data, &mut ancillary, SendFlags::empty()).unwrap();
+    }
+
+    let said = open_locked(&path, &options, &meta, Kind::Regular, || false).unwrap_err();
+    assert!(said.to_string().contains("another program"), "{said}");
+
+    let mut message = Some((sender, receiver));
+    open_locked(&path, &options, &meta, Kind::Regular, || {
+        message.take().is_some()
+    })
+    .unwrap();
+    assert!(message.is_none(), "it was open at once");
+}
