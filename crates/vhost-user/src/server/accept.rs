@@ -88,6 +88,7 @@ impl Host {
     }
 
     fn accept_all(&self, listener: &UnixListener) {
+        let mut turned_away = 0;
         loop {
             self.shared.stop.clear();
             let serving = self.serving();
@@ -104,7 +105,7 @@ impl Host {
                 continue;
             }
             match listener.accept() {
-                Ok((stream, _)) => self.admit(stream),
+                Ok((stream, _)) => self.admit(stream, &mut turned_away),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.sleep(Some(listener), None),
                 Err(e)
                     if matches!(
@@ -148,14 +149,21 @@ impl Host {
         };
     }
 
-    fn admit(&self, stream: UnixStream) {
+    /// `turned_away`: how many others tried while the current front end was served. One that tries again and again must not
+    /// fill the log, so only every doubling is worth a line.
+    fn admit(&self, stream: UnixStream, turned_away: &mut u64) {
         if self.serving() == Serving::One {
-            tracing::warn!(
-                device = %self.name,
-                "a second front end was turned away: this device serves one at a time, and one is connected"
-            );
+            drop(stream);
+            *turned_away += 1;
+            if turned_away.is_power_of_two() {
+                tracing::warn!(
+                    device = %self.name, times = *turned_away,
+                    "a second front end was turned away: this device serves one at a time, and one is connected"
+                );
+            }
             return;
         }
+        *turned_away = 0;
         while self.serving() != Serving::Nobody {
             self.sleep(None, None);
             self.shared.stop.clear();

@@ -230,7 +230,7 @@ impl Ring {
         counters.requests += stopped.counters.requests;
         counters.kicks += stopped.counters.kicks;
         counters.calls += stopped.counters.calls;
-        if drained && stopped.counters.requests > 0 {
+        if drained && stopped.drained && stopped.counters.requests > 0 {
             let _ = self.call.signal();
         }
     }

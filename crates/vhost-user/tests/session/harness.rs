@@ -260,6 +260,10 @@ impl Bench {
         bench
     }
 
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
     pub fn connect(&self) -> Raw {
         Raw::connect(&self.path)
     }
@@ -269,14 +273,21 @@ impl Bench {
         *self.idle.lock().unwrap() = descriptors();
     }
 
-    /// The front end leaves, and whatever it did to be kept, its session ends.
+    /// The front end, which was answered before, leaves, and whatever it did to be kept, its session ends.
     pub fn gone(&self, front: Raw) {
         drop(front);
         eventually("the session ends", || sessions() == 1);
     }
 
     /// Every session has ended and left nothing behind: no thread, no descriptor, no listener in the device.
+    ///
+    /// First one more front end is served: when it is, no earlier connection waits in the listener's queue any more. (It may
+    /// be turned away as long as one that was passed to itself is still to be found out.)
     pub fn quiet(&self) {
+        eventually("the next front end is served", || {
+            let front = self.connect();
+            front.is_served()
+        });
         let until = Instant::now() + PATIENCE;
         let idle = self.idle.lock().unwrap();
         loop {

@@ -31,6 +31,8 @@ fn its_own_end_as_channel() {
     let bench = Bench::new();
     for _ in 0..ROUNDS {
         let front = bench.connect();
+        // Accepted: a connection that still waits in the listener's queue is no session yet.
+        front.alive();
         assert!(front.send(SET_PROTOCOL_FEATURES, 0, &PROTOCOL.to_ne_bytes(), &[]));
         assert!(front.send(SET_BACKEND_REQ_FD, 0, &[], &[front.0.as_fd()]));
         bench.gone(front);
@@ -63,6 +65,8 @@ fn its_own_end_in_the_queue_of_a_channel() {
     let bench = Bench::new();
     for _ in 0..ROUNDS {
         let front = bench.connect();
+        // Accepted: a connection that still waits in the listener's queue is no session yet.
+        front.alive();
         assert!(front.send(SET_PROTOCOL_FEATURES, 0, &PROTOCOL.to_ne_bytes(), &[]));
         let (mine, given) = UnixStream::pair().unwrap();
         let mine = Raw(mine);
@@ -80,6 +84,8 @@ fn its_own_end_into_the_queue_of_a_channel_in_use() {
     let bench = Bench::new();
     for _ in 0..ROUNDS {
         let front = bench.connect();
+        // Accepted: a connection that still waits in the listener's queue is no session yet.
+        front.alive();
         assert!(front.send(SET_PROTOCOL_FEATURES, 0, &PROTOCOL.to_ne_bytes(), &[]));
         let (mine, given) = UnixStream::pair().unwrap();
         front.ok(SET_BACKEND_REQ_FD, &[], &[given.as_fd()]);
@@ -108,6 +114,8 @@ fn ends_given_crosswise() {
         outboard_vhost_user::server::Server::start("second", device, pool, endpoint).unwrap();
     for _ in 0..ROUNDS {
         let (one, two) = (bench.connect(), Raw::connect(&path));
+        one.alive();
+        two.alive();
         for (front, other) in [(&one, &two), (&two, &one)] {
             front.send(SET_PROTOCOL_FEATURES, 0, &PROTOCOL.to_ne_bytes(), &[]);
             front.send(SET_BACKEND_REQ_FD, 0, &[], &[other.0.as_fd()]);

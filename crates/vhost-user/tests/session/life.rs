@@ -104,3 +104,99 @@ fn a_connected_server_can_be_stopped() {
     assert_eq!(front.closed(), []);
     assert!(server.wait(Some(PATIENCE)));
 }
+
+/// No more descriptors for this process than are open, until dropped.
+struct Full {
+    limit: rustix::process::Rlimit,
+    _fillers: Vec<std::os::fd::OwnedFd>,
+}
+
+impl Full {
+    fn new() -> Full {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        let highest = std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u64>().ok())
+            .max();
+        // Every number up to the highest is given away, so that none is left below it.
+        let mut fillers = Vec::new();
+        loop {
+            let fd = eventfd();
+            let number = u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&fd)).unwrap();
+            if Some(number) > highest {
+                break;
+            }
+            fillers.push(fd);
+        }
+        let current = highest.map(|n| n + 1);
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current,
+                ..limit
+            },
+        )
+        .unwrap();
+        Full {
+            limit,
+            _fillers: fillers,
+        }
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, self.limit).unwrap();
+    }
+}
+
+/// Descriptors that the kernel could not hand over must not leave a message that looks as if it had none.
+#[test]
+fn descriptors_lost_for_want_of_numbers_end_the_session() {
+    use std::os::fd::AsFd;
+    let bench = Bench::new();
+    let call = eventfd();
+    bench.mark();
+    let front = bench.connect();
+    front.negotiate(F_VERSION_1 | F_PROTOCOL);
+    {
+        let _full = Full::new();
+        assert!(front.send(
+            SET_VRING_CALL,
+            NEED_REPLY,
+            &0_u64.to_ne_bytes(),
+            &[call.as_fd()]
+        ));
+        assert_eq!(front.closed(), []);
+    }
+    drop(front);
+    bench.quiet();
+}
+
+/// A server that cannot accept for want of descriptors goes on when there are some.
+#[test]
+fn a_front_end_that_comes_when_descriptors_have_run_out_is_served_later() {
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    };
+    let bench = Bench::new();
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let front = {
+        let _full = Full::new();
+        connect(&socket, &SocketAddrUnix::new(bench.path()).unwrap()).unwrap();
+        let front = Raw(socket.into());
+        assert!(front.send(GET_FEATURES, 0, &[], &[]));
+        front
+    };
+    front.0.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(front.reply().code, GET_FEATURES);
+    drop(front);
+    bench.quiet();
+}

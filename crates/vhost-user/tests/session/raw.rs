@@ -236,6 +236,18 @@ impl Raw {
         rest
     }
 
+    /// It answers; false: it closes.
+    pub fn is_served(&self) -> bool {
+        if !self.send(GET_FEATURES, 0, &[], &[]) {
+            return false;
+        }
+        match (&self.0).read(&mut [0; 20]) {
+            Ok(n) => n > 0,
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => false,
+            Err(e) => panic!("neither answered nor closed: {e}"),
+        }
+    }
+
     /// It still answers.
     pub fn alive(&self) {
         self.get(GET_FEATURES, &[]);
