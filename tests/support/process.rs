@@ -130,6 +130,13 @@ impl Process {
         }
     }
 
+    /// SIGTERM, and the wait for a clean end: status 0 is asserted.
+    pub fn stop(mut self) {
+        self.signal(libc::SIGTERM);
+        let status = self.wait();
+        assert!(status.success(), "{} ended with {status} at SIGTERM:\n{}", self.name, self.stderr());
+    }
+
     /// All of stderr, once the process has ended.
     pub fn end(&mut self) -> String {
         if let Some(reader) = self.reader.take() {
