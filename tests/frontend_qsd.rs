@@ -6,9 +6,10 @@ use std::time::Duration;
 use outboard_frontend::bench::{BenchArgs, Mode, Pattern, measure};
 use outboard_frontend::driver::drain;
 use outboard_frontend::{
-    Completion, Connection, Io, Options, QueueOptions, Range, Request, STATUS_IOERR, STATUS_OK,
+    Completion, Connection, Options, QueueOptions, Range, Request, STATUS_IOERR, STATUS_OK,
     STATUS_UNSUPP, TableMessage,
 };
+use outboard_tests::load::{Load, pattern};
 use outboard_tests::process::SOON;
 use outboard_tests::qsd::{Qsd, available};
 use virtio_bindings::bindings::virtio_ring::{
@@ -16,12 +17,6 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 
 const MIB: u64 = 1 << 20;
-
-/// Bytes that differ from sector to sector and from seed to seed.
-fn pattern(seed: u64, length: usize) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    (0..length).map(|_| random.u8(..)).collect()
-}
 
 #[test]
 fn every_request_does_what_it_says() {
@@ -120,62 +115,6 @@ fn any_cut_of_a_request_arrives_whole() {
     }
 }
 
-/// Keeps `depth` random requests in flight until `total` are done, and checks each read against a model of the disk.
-fn churn(queue: &mut outboard_frontend::Driver, first: u64, depth: usize, total: usize, seed: u64) {
-    const BLOCK: usize = 1024;
-    const BLOCKS: usize = 256;
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut disk = vec![0_u64; BLOCKS];
-    let mut busy = [false; BLOCKS];
-    let mut flying = std::collections::HashMap::new();
-    let block = |stamp: u64| {
-        if stamp == 0 {
-            vec![0; BLOCK]
-        } else {
-            pattern(stamp, BLOCK)
-        }
-    };
-    let (mut submitted, mut finished) = (0, 0);
-    while finished < total {
-        while flying.len() < depth && submitted < total {
-            let at = random.usize(..BLOCKS);
-            if std::mem::replace(&mut busy[at], true) {
-                break; // The model knows no order between two requests of one block.
-            }
-            let slot = queue.take_slot().unwrap();
-            let sector = first + (at * BLOCK / 512) as u64;
-            let stamp = random.bool().then(|| random.u64(1..));
-            if let Some(stamp) = stamp {
-                queue.write_data(slot, &block(stamp));
-            }
-            let io = if stamp.is_some() { Io::Write } else { Io::Read };
-            queue.submit_io(slot, io, sector, BLOCK as u32).unwrap();
-            flying.insert(slot, (at, stamp));
-            submitted += 1;
-        }
-        queue.kick().unwrap();
-        let done = queue.next(SOON).unwrap();
-        let slot = done.slot.unwrap();
-        let (at, stamp) = flying.remove(&slot).unwrap();
-        assert_eq!(done.status, STATUS_OK);
-        match stamp {
-            Some(stamp) => {
-                assert_eq!(done.used, 1);
-                disk[at] = stamp;
-            }
-            None => {
-                assert_eq!(done.used, 1 + BLOCK as u32);
-                let mut bytes = vec![0; BLOCK];
-                queue.read_data(slot, &mut bytes);
-                assert_eq!(bytes, block(disk[at]), "block {at}");
-            }
-        }
-        busy[at] = false;
-        queue.release(slot);
-        finished += 1;
-    }
-}
-
 #[test]
 fn two_queues_in_two_threads_event_and_polled_with_and_without_event_idx() {
     if !available("two_queues_in_two_threads_event_and_polled_with_and_without_event_idx") {
@@ -208,7 +147,7 @@ fn two_queues_in_two_threads_event_and_polled_with_and_without_event_idx() {
             }
             std::thread::scope(|scope| {
                 for (index, queue) in queues.iter_mut().enumerate() {
-                    scope.spawn(move || churn(queue, index as u64 * 2048, 16, 3000, index as u64));
+                    scope.spawn(move || Load::new(index as u64 * 2048, 256, 1024, index as u64).run(queue, 16, 3000));
                 }
             });
             for queue in &queues {

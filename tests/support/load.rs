@@ -27,6 +27,8 @@ pub struct Load {
     flying: HashMap<Slot, Flight>,
     random: fastrand::Rng,
     submitted: u64,
+    /// Blocks whose last write was never answered: written anew before anything else.
+    uncertain: Vec<usize>,
     /// Requests answered while an older one was still in flight.
     pub overtakings: u64,
 }
@@ -49,6 +51,7 @@ impl Load {
             flying: HashMap::new(),
             random: fastrand::Rng::with_seed(seed),
             submitted: 0,
+            uncertain: vec![],
             overtakings: 0,
         }
     }
@@ -58,17 +61,29 @@ impl Load {
         self.flying.len()
     }
 
+    /// The front end goes away: nothing in flight will be answered. A write among it may be done, or not, now; but not
+    /// any more once a later front end's write of the same block was answered.
+    pub fn hang_up(&mut self) {
+        for (_, flight) in self.flying.drain() {
+            self.busy[flight.block] = false;
+            if flight.write.is_some() {
+                self.uncertain.push(flight.block);
+            }
+        }
+    }
+
     /// Submits until `depth` requests are in flight, or `left` more were submitted, or the random choice falls on a
     /// busy block; does not kick. Returns how many it submitted.
     pub fn submit(&mut self, queue: &mut Driver, depth: usize, left: usize) -> usize {
         let mut submitted = 0;
         while self.flying.len() < depth && submitted < left {
-            let block = self.random.usize(..self.busy.len());
+            let again = self.uncertain.pop();
+            let block = again.unwrap_or_else(|| self.random.usize(..self.busy.len()));
             if std::mem::replace(&mut self.busy[block], true) {
                 break;
             }
             let slot = queue.take_slot().expect("a free slot");
-            let write = self.random.bool().then(|| self.random.u64(1..));
+            let write = (again.is_some() || self.random.bool()).then(|| self.random.u64(1..));
             if let Some(seed) = write {
                 queue.write_data(slot, &pattern(seed, self.block));
             }

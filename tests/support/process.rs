@@ -145,29 +145,38 @@ impl Process {
         self.stderr()
     }
 
-    /// Open file descriptors as `/proc/PID/fd` has them: number and what it is, inode numbers left out because a
-    /// socket or pipe of the same kind in the same place is the same to a leak check.
-    pub fn fds(&self) -> Vec<(u32, String)> {
+    /// What its open file descriptors are (`socket`, `anon_inode:[eventfd]`, a path, …), sorted; without numbers, which
+    /// differ between two moments that are otherwise the same.
+    pub fn fds(&self) -> Vec<String> {
         let directory = format!("/proc/{}/fd", self.pid());
-        let mut fds: Vec<(u32, String)> = std::fs::read_dir(&directory)
+        let mut fds: Vec<String> = std::fs::read_dir(&directory)
             .unwrap_or_else(|error| panic!("{directory}: {error}"))
-            .filter_map(|entry| {
-                let entry = entry.ok()?;
-                let number = entry.file_name().to_str()?.parse().ok()?;
-                // An fd may be closed between the listing and this look.
-                let target = std::fs::read_link(entry.path())
-                    .ok()?
-                    .to_string_lossy()
-                    .into_owned();
-                let kind = target
-                    .split_once(":[")
-                    .map_or(target.as_str(), |(kind, _)| kind)
-                    .to_owned();
-                Some((number, kind))
+            // An fd may be closed between the listing and this look.
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .map(|target| {
+                let target = target.to_string_lossy().into_owned();
+                // socket:[1234], pipe:[1234]: the number says nothing.
+                match target.split_once(":[") {
+                    Some((kind @ ("socket" | "pipe"), _)) => kind.to_owned(),
+                    _ => target,
+                }
             })
             .collect();
         fds.sort();
         fds
+    }
+
+    /// Waits until its open file descriptors are `expected`: what a hang-up closes is closed some time after it.
+    pub fn wait_fds(&self, expected: &[String]) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let fds = self.fds();
+            if fds == expected {
+                return;
+            }
+            assert!(Instant::now() < deadline, "file descriptors:\n{fds:#?}\ninstead of\n{expected:#?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
