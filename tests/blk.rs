@@ -305,18 +305,7 @@ fn what_one_front_end_wrote_the_next_one_reads() {
     let site = Site::new();
     site.image("disk.raw", MIB);
     let daemon = site.blk(&["--blk-file", "{}/disk.raw"]);
-    let fds = |expected: &[(u32, String)]| {
-        let deadline = std::time::Instant::now() + SOON;
-        loop {
-            let now = daemon.process.fds();
-            if now == expected {
-                return;
-            }
-            assert!(std::time::Instant::now() < deadline, "left over: {now:?}\nat first: {expected:?}");
-            std::thread::yield_now();
-        }
-    };
-    let idle = daemon.process.fds();
+    let idle = daemon.idle_fds();
     for round in 0..20u64 {
         let table = if round % 2 == 0 { TableMessage::SetMemTable } else { TableMessage::AddMemReg };
         let options = Options { table, ..Options::new(daemon.socket()).regions(&[MIB, 16 * MIB]) };
@@ -330,5 +319,5 @@ fn what_one_front_end_wrote_the_next_one_reads() {
             connection.stop(&mut queue).unwrap();
         }
     }
-    fds(&idle);
+    daemon.wait_idle(&idle);
 }

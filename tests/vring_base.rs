@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use outboard_frontend::driver::{drain, eventfd};
-use outboard_frontend::{Connection, Driver, Options, QueueOptions};
-use outboard_tests::daemon::{Daemon, Site};
+use outboard_frontend::{Driver, QueueOptions};
+use outboard_tests::daemon::Site;
 use outboard_tests::load::Load;
 use outboard_tests::process::{Process, SOON};
 use vmm_sys_util::eventfd::EventFd;
@@ -59,7 +59,7 @@ fn stop_under_load(disk: &str) {
     let site = Site::new();
     site.image("disk.raw", 4 * MIB);
     let daemon = site.blk(&["--disk", disk, "--num-queues", "2"]);
-    let alone = daemon.process.fds();
+    let idle = daemon.idle_fds();
     let mut connection = daemon.connect();
     let mut queues = [0, 1].map(|index| connection.queue(index, QueueOptions::default()).unwrap());
     let mut loads = [0, 1].map(|index| Load::new(index * SECTORS, BLOCKS, 4096, index + 1));
@@ -103,7 +103,7 @@ fn stop_under_load(disk: &str) {
     }
     retired.check_all();
     drop((queues, connection));
-    daemon.process.wait_fds(&alone);
+    daemon.wait_idle(&idle);
 }
 
 /// Requests that the daemon may or may not have taken when the stop comes.
@@ -202,30 +202,17 @@ fn a_swap_without_reply_ack_is_done_when_a_later_message_is_answered() {
     swap_storm("delay:0ms-1ms:ram:4M", false);
 }
 
-/// Connects; tries again while the daemon still clears away the session before.
-fn reconnect(daemon: &Daemon) -> Connection {
-    let deadline = Instant::now() + SOON;
-    let options = Options { timeout: SOON, ..Options::new(daemon.socket()) };
-    loop {
-        match Connection::open(&options) {
-            Ok(connection) => return connection,
-            Err(error) => assert!(Instant::now() < deadline, "{error}: {:#?}\n{}", error, daemon.process.stderr()),
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// Front ends that come, work, and hang up with writes in flight. A write of the old one must not land after a write
 /// of the new one was answered: the load would read it.
 fn reconnect_storm(disk: &str) {
     let site = Site::new();
     site.image("disk.raw", 4 * MIB);
     let daemon = site.blk(&["--disk", disk, "--num-queues", "2"]);
-    let alone = daemon.process.fds();
+    let idle = daemon.idle_fds();
     let mut loads = [0, 1].map(|index| Load::new(index * SECTORS, BLOCKS, 4096, index + 1));
     let mut random = fastrand::Rng::with_seed(5);
     for _ in 0..150 {
-        let mut connection = reconnect(&daemon);
+        let mut connection = daemon.connect_again();
         for (index, load) in loads.iter_mut().enumerate() {
             let mut queue = connection.queue(index, QueueOptions::default()).unwrap();
             connection.start(&mut queue).unwrap();
@@ -235,14 +222,14 @@ fn reconnect_storm(disk: &str) {
         drop(connection);
         loads.iter_mut().for_each(Load::hang_up);
     }
-    let mut connection = reconnect(&daemon);
+    let mut connection = daemon.connect_again();
     for (index, load) in loads.iter_mut().enumerate() {
         let mut queue = connection.queue(index, QueueOptions::default()).unwrap();
         connection.start(&mut queue).unwrap();
         load.run(&mut queue, DEPTH, 1000);
     }
     drop(connection);
-    daemon.process.wait_fds(&alone);
+    daemon.wait_idle(&idle);
 }
 
 #[test]
@@ -256,7 +243,7 @@ fn a_front_end_killed_under_load_leaves_nothing_behind() {
     let site = Site::new();
     let image = site.image("disk.raw", 4 * MIB);
     let mut daemon = site.blk(&["--blk-file", "{}/disk.raw", "--num-queues", "2"]);
-    let alone = daemon.process.fds();
+    let idle = daemon.idle_fds();
     let socket = daemon.socket().to_str().unwrap().to_owned();
     let mut load = Load::new(0, BLOCKS, 4096, 1);
     for _ in 0..20 {
@@ -272,9 +259,9 @@ fn a_front_end_killed_under_load_leaves_nothing_behind() {
         }
         front_end.signal(libc::SIGKILL);
         front_end.wait();
-        daemon.process.wait_fds(&alone);
+        daemon.wait_idle(&idle);
         // The dead front end has scribbled over the disk.
-        let mut connection = reconnect(&daemon);
+        let mut connection = daemon.connect_again();
         let mut queue = connection.queue(0, QueueOptions::default()).unwrap();
         connection.start(&mut queue).unwrap();
         queue.write_zeroes(&[outboard_frontend::Range::new(0, SECTORS as u32)]).unwrap();
@@ -284,5 +271,5 @@ fn a_front_end_killed_under_load_leaves_nothing_behind() {
     }
     load.verify(&std::fs::read(&image).unwrap());
     assert!(daemon.process.is_running());
-    daemon.process.wait_fds(&alone);
+    daemon.wait_idle(&idle);
 }

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use outboard_frontend::{Connection, Options};
+use outboard_frontend::{Connection, Options, QueueOptions};
 use tempfile::TempDir;
 
-use crate::process::Process;
+use crate::process::{Process, SOON};
 
 /// The binary: `OUTBOARD_BIN`, or the one that cargo built beside these tests.
 pub fn binary() -> PathBuf {
@@ -127,5 +128,39 @@ impl Daemon {
     /// The same with options.
     pub fn connect_with(&self, options: &Options) -> Connection {
         Connection::open(options).unwrap_or_else(|error| panic!("{error}\n{}", self.process.stderr()))
+    }
+
+    /// Connects; tries again while the daemon still clears away the session before, which it may refuse meanwhile.
+    pub fn connect_again(&self) -> Connection {
+        let deadline = Instant::now() + SOON;
+        loop {
+            match Connection::open(&Options::new(&self.socket)) {
+                Ok(connection) => return connection,
+                Err(error) => {
+                    assert!(Instant::now() < deadline, "{error:?}\n{}", self.process.stderr());
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+    }
+
+    /// File descriptors of the daemon while a front end is connected that does nothing. A front end that ran a ring
+    /// has come and gone before, so that everything made at the first use is there.
+    pub fn idle_fds(&self) -> Vec<String> {
+        let mut connection = self.connect_again();
+        let mut queue = connection.queue(0, QueueOptions::default()).expect("a queue");
+        connection.start(&mut queue).expect("a started ring");
+        queue.read(0, 512).expect("a read");
+        connection.stop(&mut queue).expect("a stopped ring");
+        drop(connection);
+        // That this one is served says that the one before is gone.
+        let _connection = self.connect_again();
+        self.process.fds()
+    }
+
+    /// Waits until the file descriptors are as [`idle_fds`](Self::idle_fds) found them.
+    pub fn wait_idle(&self, expected: &[String]) {
+        let _connection = self.connect_again();
+        self.process.wait_fds(expected);
     }
 }
