@@ -86,8 +86,12 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 impl Rig {
     fn new(pool: &Arc<WorkerPool>) -> Rig {
+        Rig::with_features(pool, EVENT_IDX)
+    }
+
+    fn with_features(pool: &Arc<WorkerPool>, features: u64) -> Rig {
         let memory = MockMemory::flat(1 << 20);
-        let mut driver = MockDriver::new(&memory, 0, SIZE, EVENT_IDX);
+        let mut driver = MockDriver::new(&memory, 0, SIZE, features);
         let bytes = driver.alloc(2 * u64::from(SIZE), 64);
         let (call, err) = (event(), event());
         let (call_cell, err_cell) = (Arc::new(CallCell::new()), Arc::new(CallCell::new()));
@@ -203,6 +207,15 @@ impl Rig {
             let open = self.ring().gate().is_closed().is_none();
             until("a pass", || !open || self.ring().counters().passes > before);
         }
+    }
+
+    /// The worker notes its counters only before it sleeps with no limit: so whoever sees them move has seen it do that.
+    fn sleeps_without_limit(&self) {
+        let before = self.pool.reactor_counters().enters;
+        self.rounds();
+        until("the worker sleeps with no limit", || {
+            self.pool.reactor_counters().enters > before
+        });
     }
 
     fn stop(&mut self, mode: Close) -> (StopTicket, Receiver<()>) {

@@ -1,5 +1,6 @@
 //! A device whose requests say what is to happen to them.
 
+use super::DEADLINE;
 use outboard_reactor::{IoPort, PortCompletion, RemotePort, io_uring::opcode};
 use outboard_virtio::{
     device::{ConfigError, Device, DeviceError, Progress, QueueHandler, QueueSetup},
@@ -43,6 +44,10 @@ pub struct TestDevice {
     pub panics_at_open: bool,
     pub panics_at_reap: bool,
     pub handlers: Arc<AtomicU32>,
+    /// At most this many in flight; 0: no limit.
+    pub limit: usize,
+    /// The most that were.
+    pub most_in_flight: AtomicU32,
     held: Mutex<Vec<(RemotePort, u32)>>,
     blocked: Mutex<(bool, bool)>,
     changed: Condvar,
@@ -78,7 +83,11 @@ impl TestDevice {
         let mut state = self.blocked.lock().unwrap();
         state.0 = true;
         self.changed.notify_all();
-        drop(self.changed.wait_while(state, |(_, go)| !*go).unwrap());
+        // Bounded, so that a test that failed meanwhile can end.
+        let waited = self
+            .changed
+            .wait_timeout_while(state, DEADLINE, |(_, go)| !*go);
+        drop(waited.unwrap());
     }
 }
 
@@ -154,6 +163,10 @@ fn answer(queue: &mut Queue, chain: Chain) -> Result<(), QueueError> {
 impl QueueHandler for Handler {
     fn process(&mut self, queue: &mut Queue, budget: u32) -> Result<Progress, QueueError> {
         for n in 0..budget {
+            let limit = self.device().limit;
+            if limit > 0 && self.chains.len() >= limit {
+                return Ok(Progress::More);
+            }
             let Some(chain) = queue.pop()? else {
                 return Ok(Progress::Empty);
             };
@@ -189,6 +202,10 @@ impl QueueHandler for Handler {
             }
             self.next += 1;
             self.chains.insert(token, chain);
+            let now = self.chains.len() as u32;
+            self.device()
+                .most_in_flight
+                .fetch_max(now, Ordering::SeqCst);
         }
         Ok(Progress::More)
     }

@@ -16,15 +16,21 @@ fn a_drained_ring_gives_its_indices_and_lets_go_of_its_kick() {
         rig.take(7);
     }
     assert!(!state(&rig.kick, PollFlags::OUT, Duration::ZERO).contains(PollFlags::ERR));
-    let stopped = rig.drain();
+    // Looked at by the hand-back itself: a moment later it might be true by chance.
+    let (done, on_done) = channel();
+    let writer = rig.kick.try_clone().unwrap();
+    let look = Release::run(move || {
+        let closed = state(&writer, PollFlags::OUT, Duration::ZERO).contains(PollFlags::ERR);
+        done.send(closed).unwrap();
+    });
+    let mut ticket = rig.ring.take().unwrap().stop(Close::Drain, look);
+    let closed = on_done.recv_timeout(DEADLINE).unwrap();
+    assert!(closed, "handed back with the kick still open");
+    let stopped = ticket.take().unwrap();
     assert_eq!((stopped.next_avail, stopped.next_used), (70, 70));
     assert!(stopped.drained);
     assert_eq!(stopped.counters.requests, 70);
     assert!(stopped.counters.calls >= 1 && stopped.counters.kicks >= 1);
-    assert!(
-        state(&rig.kick, PollFlags::OUT, Duration::ZERO).contains(PollFlags::ERR),
-        "handed back with the kick still open"
-    );
     until("the handler goes", || {
         rig.device.handlers.load(Ordering::SeqCst) == 0
     });
@@ -230,14 +236,11 @@ fn a_panic_costs_its_own_ring_only() {
         if at_reap {
             // Kept until the reactor has awaited everything.
             assert_eq!(handlers.load(Ordering::SeqCst), 1);
-            good.drain();
-            let before = pool.reactor_counters();
-            good.start();
+            let before = pool.reactor_counters().sleeps;
             good.rounds();
-            let spent = pool.reactor_counters().wakes - before.wakes;
-            assert!(
-                spent < 100,
-                "the wreck's port keeps the worker awake: {spent} wakes"
+            until(
+                "the worker sleeps in spite of the wreck's completions",
+                || pool.reactor_counters().sleeps > before,
             );
             pool.shut_down();
         }

@@ -1,6 +1,7 @@
 //! Fairness, batches, and what they cost.
 
 use super::*;
+use std::sync::atomic::Ordering;
 
 #[test]
 fn a_busy_ring_does_not_starve_another() {
@@ -109,4 +110,51 @@ fn rings_are_spread_over_the_workers() {
     other.take(1);
     blocked.device.unblock();
     blocked.take(1);
+}
+
+#[test]
+fn operations_are_submitted_before_other_rings_queue_theirs() {
+    let pool = pool();
+    let mut rigs: Vec<_> = (0..4).map(|_| Rig::new(&pool)).collect();
+    for rig in &mut rigs {
+        rig.start_with(Some(peer(&rig.kick)), false);
+    }
+    let mut gate = Rig::started(&pool);
+    gate.send(Op::Block, 1);
+    gate.device.wait_blocked();
+    for rig in &mut rigs {
+        rig.add(Op::Kernel, 64);
+        let _ = rig.driver.make_available();
+        rig.ring().set_enabled(true);
+    }
+    gate.device.unblock();
+    for rig in &mut rigs {
+        rig.take(64);
+        // These operations finish as they are submitted. More than two batches in flight were not submitted in time.
+        let most = rig.device.most_in_flight.load(Ordering::SeqCst);
+        assert!(most <= 32, "{most} in flight");
+    }
+}
+
+#[test]
+fn a_device_at_its_limit_waits_for_completions_without_spinning() {
+    let pool = pool();
+    let mut rig = Rig::new(&pool);
+    Arc::get_mut(&mut rig.device).unwrap().limit = 3;
+    rig.start();
+    rig.send(Op::Held, 10);
+    let mut served = 0;
+    while served < 10 {
+        let now = 3.min(10 - served);
+        until("held", || rig.device.held() == now);
+        rig.rounds();
+        let before = rig.ring().counters();
+        (0..20).for_each(|_| rig.rounds());
+        // Each brings about two looks, and one from before may come late.
+        assert!(rig.ring().counters().passes <= before.passes + 41, "spins");
+        rig.device.release();
+        rig.take(now);
+        served += now;
+    }
+    assert_eq!(rig.device.most_in_flight.load(Ordering::SeqCst), 3);
 }
