@@ -212,7 +212,7 @@ fn reconnect_storm(disk: &str) {
     let mut loads = [0, 1].map(|index| Load::new(index * SECTORS, BLOCKS, 4096, index + 1));
     let mut random = fastrand::Rng::with_seed(5);
     for _ in 0..150 {
-        let mut connection = daemon.connect_again();
+        let mut connection = daemon.connect();
         for (index, load) in loads.iter_mut().enumerate() {
             let mut queue = connection.queue(index, QueueOptions::default()).unwrap();
             connection.start(&mut queue).unwrap();
@@ -222,7 +222,7 @@ fn reconnect_storm(disk: &str) {
         drop(connection);
         loads.iter_mut().for_each(Load::hang_up);
     }
-    let mut connection = daemon.connect_again();
+    let mut connection = daemon.connect();
     for (index, load) in loads.iter_mut().enumerate() {
         let mut queue = connection.queue(index, QueueOptions::default()).unwrap();
         connection.start(&mut queue).unwrap();
@@ -261,7 +261,7 @@ fn a_front_end_killed_under_load_leaves_nothing_behind() {
         front_end.wait();
         daemon.wait_idle(&idle);
         // The dead front end has scribbled over the disk.
-        let mut connection = daemon.connect_again();
+        let mut connection = daemon.connect();
         let mut queue = connection.queue(0, QueueOptions::default()).unwrap();
         connection.start(&mut queue).unwrap();
         queue.write_zeroes(&[outboard_frontend::Range::new(0, SECTORS as u32)]).unwrap();

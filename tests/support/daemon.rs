@@ -125,42 +125,43 @@ impl Daemon {
         self.connect_with(&Options::new(&self.socket))
     }
 
-    /// The same with options.
+    /// The same with options. Tries again while the daemon still clears away the session before, which it may refuse
+    /// meanwhile.
     pub fn connect_with(&self, options: &Options) -> Connection {
-        Connection::open(options).unwrap_or_else(|error| panic!("{error}\n{}", self.process.stderr()))
-    }
-
-    /// Connects; tries again while the daemon still clears away the session before, which it may refuse meanwhile.
-    pub fn connect_again(&self) -> Connection {
-        let deadline = Instant::now() + SOON;
-        loop {
-            match Connection::open(&Options::new(&self.socket)) {
-                Ok(connection) => return connection,
-                Err(error) => {
-                    assert!(Instant::now() < deadline, "{error:?}\n{}", self.process.stderr());
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
-        }
+        connect(options, &self.process)
     }
 
     /// File descriptors of the daemon while a front end is connected that does nothing. A front end that ran a ring
     /// has come and gone before, so that everything made at the first use is there.
     pub fn idle_fds(&self) -> Vec<String> {
-        let mut connection = self.connect_again();
+        let mut connection = self.connect();
         let mut queue = connection.queue(0, QueueOptions::default()).expect("a queue");
         connection.start(&mut queue).expect("a started ring");
         queue.read(0, 512).expect("a read");
         connection.stop(&mut queue).expect("a stopped ring");
         drop(connection);
         // That this one is served says that the one before is gone.
-        let _connection = self.connect_again();
+        let _connection = self.connect();
         self.process.fds()
     }
 
     /// Waits until the file descriptors are as [`idle_fds`](Self::idle_fds) found them.
     pub fn wait_idle(&self, expected: &[String]) {
-        let _connection = self.connect_again();
+        let _connection = self.connect();
         self.process.wait_fds(expected);
+    }
+}
+
+/// As [`Daemon::connect_with`], for any device of a daemon.
+pub fn connect(options: &Options, daemon: &Process) -> Connection {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match Connection::open(options) {
+            Ok(connection) => return connection,
+            Err(error) => {
+                assert!(Instant::now() < deadline, "{error:?}\n{}", daemon.stderr());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 }
