@@ -210,7 +210,7 @@ impl Ring {
         if let Some(queue) = &self.queue {
             tracing::error!(device = %self.name, queue = self.shared.index, size = queue.size(),
                 next_avail = queue.next_avail(), next_used = queue.next_used(), in_flight = queue.in_flight(),
-                "the ring is broken and stopped: {why}");
+                "the ring is broken and stopped until the guest resets the device: {why}");
         }
         let _ = self.err.signal();
         let call = || (self.on_broken)(self.shared.index, why.to_owned());
