@@ -7,7 +7,7 @@ use outboard_frontend::{
     Connection, Descriptor, Driver, Options, QueueOptions, Range, Request, STATUS_IOERR, STATUS_NONE, STATUS_OK,
     STATUS_UNSUPP, Segment,
 };
-use outboard_tests::daemon::Site;
+use outboard_tests::daemon::{Site, connect};
 use outboard_tests::load::{Load, pattern};
 use outboard_tests::process::{Process, SOON};
 use virtio_bindings::bindings::virtio_blk::*;
@@ -169,13 +169,13 @@ socket = \"{}/whole.sock\"
 disk = \"ram:1M\"
 ";
     let process = site.serve(config, &["broken.sock", "whole.sock"]);
-    let mut whole = Connection::open(&Options::new(site.path("whole.sock"))).unwrap();
+    let mut whole = connect(&Options::new(site.path("whole.sock")), &process);
     let mut neighbour = whole.queue(0, QueueOptions::default()).unwrap();
     whole.start(&mut neighbour).unwrap();
     let mut load = Load::new(0, 64, 4096, 3);
 
     for (what, break_ring, says) in BREAKS {
-        let mut connection = Connection::open(&Options::new(site.path("broken.sock"))).unwrap();
+        let mut connection = connect(&Options::new(site.path("broken.sock")), &process);
         let mut queue = connection.queue(0, QueueOptions::default()).unwrap();
         let mut sibling = connection.queue(1, QueueOptions::default()).unwrap();
         connection.start(&mut queue).unwrap();
@@ -207,7 +207,7 @@ disk = \"ram:1M\"
     }
 
     // A front end that starts anew finds the device as good as new.
-    let mut connection = Connection::open(&Options::new(site.path("broken.sock"))).unwrap();
+    let mut connection = connect(&Options::new(site.path("broken.sock")), &process);
     let mut queue = connection.queue(0, QueueOptions::default()).unwrap();
     connection.start(&mut queue).unwrap();
     assert_eq!(queue.read(0, 512).unwrap(), [1; 512]);
