@@ -2,11 +2,11 @@
 //!
 //! The front end gives the socket, so it may be any socket. Two rules keep a hostile one harmless:
 //!
-//! - **It must not keep our own connection alive.** A front end could give its own end of the session's connection (or of
-//!   another session's); we would hold both ends, and no hang-up would ever be seen. A channel must therefore be one end of
-//!   a nameless pair, which an end that was connected to a listening socket is not; and the session's own peer is found out
-//!   exactly: reading is shut down on the given socket, and a send of no bytes on the session's connection then fails if
-//!   and only if the two are each other's ends.
+//! - **It must not keep our own connection alive.** A front end could give its own end of the session's connection: we
+//!   would hold both ends, and no hang-up would ever be seen. Two front ends could give each other's. So reading is shut down
+//!   on the given socket, which shuts down writing on its other end; a send of no bytes on the session's own connection
+//!   then fails if that is the other end, or if another session has taken this session's other end before. No circle of
+//!   sessions can close: the last one to take its part finds its own connection shut down.
 //! - **It must not carry anything to us.** Descriptors lying unread in a socket's queue are kept open by it, among them,
 //!   again, the end of a connection. Reading is shut down for good and a queue that is not empty is refused. So no
 //!   acknowledgement is ever asked for on the channel, which is what we want anyway: a front end that waits for us while we
@@ -26,13 +26,10 @@ pub enum NotAChannel {
     /// Not a Unix stream socket, or a listening or unconnected one.
     #[error("the back-end channel must be a connected Unix stream socket")]
     Kind,
-    /// Its other end is bound to a path.
+    /// Our own connection, or part of a circle.
     #[error(
-        "the back-end channel must be one end of a socket pair, not a connection to a listening socket"
+        "the back-end channel would keep this connection open: it is the front end's own end of it, or of another that holds it"
     )]
-    Named,
-    /// Our own connection.
-    #[error("the back-end channel is the front end's own end of this connection")]
     Ours,
     /// Something has been sent on it already.
     #[error("the back-end channel carries data for us, where we asked for nothing")]
@@ -56,10 +53,8 @@ impl Channel {
             && sockopt::socket_type(&fd) == Ok(SocketType::STREAM)
             && sockopt::socket_acceptconn(&fd) == Ok(false);
         let socket = UnixStream::from(fd);
-        let peer = if kind { socket.peer_addr().ok() } else { None };
-        let peer = peer.ok_or(NotAChannel::Kind)?;
-        if !peer.is_unnamed() {
-            return Err(NotAChannel::Named);
+        if !kind || socket.peer_addr().is_err() {
+            return Err(NotAChannel::Kind);
         }
         socket
             .shutdown(Shutdown::Read)

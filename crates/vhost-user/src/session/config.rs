@@ -9,8 +9,7 @@ use vm_memory::ByteValued;
 
 impl Session {
     /// Answers with exactly the bytes that were asked for. A range that is not in the configuration space is answered with
-    /// a head that announces no bytes, as the specification wants: the head itself is sent, because a front end that
-    /// reads it before the bytes would wait for ever if it did not come.
+    /// a head that announces no bytes: the specification's "zero length of payload", read as the field of that name.
     pub(super) fn get_config(&mut self, offset: u32, size: u32, flags: u32) -> Outcome {
         let mut data = vec![0; usize::try_from(size).unwrap_or(0)];
         let mut head = VhostUserConfig {

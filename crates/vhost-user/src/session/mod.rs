@@ -254,7 +254,7 @@ impl Session {
             self.leaving = true;
             self.drain_all();
         }
-        self.settle()?;
+        self.settle();
         if let Some((owed, goal)) = self.pending
             && let Some(outcome) = self.reached(goal)
         {

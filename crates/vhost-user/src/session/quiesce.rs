@@ -50,18 +50,11 @@ impl Session {
         Outcome::Later(goal)
     }
 
-    /// Takes back the rings that have come to rest.
-    pub(super) fn settle(&mut self) -> Result<(), End> {
+    /// Takes back the rings that have come to rest. (Their descriptors are let go by whatever they were stopped for.)
+    pub(super) fn settle(&mut self) {
         for ring in &mut self.rings {
-            if !ring.is_stopping() {
-                continue;
-            }
             ring.settle(true, &mut self.counters);
-            if !ring.is_stopping() {
-                ring.detach().map_err(internal)?;
-            }
         }
-        Ok(())
     }
 
     /// What the message that waits for `goal` came to, if the rings are at rest.

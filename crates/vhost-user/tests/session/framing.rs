@@ -135,10 +135,14 @@ fn a_bad_header_ends_the_session() {
 #[test]
 fn more_descriptors_than_the_message_takes_end_the_session() {
     let bench = Bench::new();
+    let full: Vec<_> = (0..32).map(|i| [i << 20, 4096, i << 20, 0]).collect();
     let cases = [
         (GET_FEATURES, vec![], 1),
         (SET_FEATURES, F_VERSION_1.to_ne_bytes().to_vec(), 1),
         (SET_VRING_CALL, 0_u64.to_ne_bytes().to_vec(), 2),
+        // Complete in themselves; the kernel could hand over as many as belong and drop the rest.
+        (SET_MEM_TABLE, table(&full), 33),
+        (SET_MEM_TABLE, table(&full), 253),
         (SET_MEM_TABLE, table(&[[0, 4096, 0, 0]]), 33),
         (SET_MEM_TABLE, table(&[[0, 4096, 0, 0]]), 253),
         (SET_MEM_TABLE, table(&[[0, 4096, 0, 0]]), 2),
@@ -243,6 +247,27 @@ fn a_message_that_drips_is_not_waited_for_for_ever() {
         assert!(sent < 1000, "the whole body was waited for");
         std::thread::sleep(Duration::from_millis(2));
     }
+    drop(front);
+    bench.quiet();
+}
+
+/// The same within the header.
+#[test]
+fn a_header_that_drips_is_not_waited_for_for_ever() {
+    let bench = Bench::with(hasty());
+    let front = bench.connect();
+    front.alive();
+    for byte in message(GET_FEATURES, VERSION, &[]) {
+        if !front.bytes(&[byte], &[]) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(40));
+    }
+    assert_eq!(
+        front.closed(),
+        [],
+        "the header came in twelve portions, each in time"
+    );
     drop(front);
     bench.quiet();
 }

@@ -74,7 +74,15 @@ fn stop_while_a_reply_is_unread() {
     front.0.set_nonblocking(true).unwrap();
     let bytes = message(GET_FEATURES, VERSION, &[]).repeat(100);
     let mut sent = 0;
-    while std::io::Write::write(&mut (&front.0), &bytes).is_ok() {
+    // Until nothing is taken for a while: the session is stuck in its reply.
+    let mut stuck = 0;
+    while stuck < 50 {
+        if std::io::Write::write(&mut (&front.0), &bytes).is_ok() {
+            stuck = 0;
+        } else {
+            stuck += 1;
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         sent += 1;
         assert!(sent < 1_000_000);
     }
@@ -130,14 +138,7 @@ impl Full {
             fillers.push(fd);
         }
         let current = highest.map(|n| n + 1);
-        setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current,
-                ..limit
-            },
-        )
-        .unwrap();
+        setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
         Full {
             limit,
             _fillers: fillers,

@@ -20,5 +20,6 @@ mod life;
 mod negotiation;
 mod raw;
 mod rings;
+mod rust_vmm;
 mod storm;
 mod table;

@@ -267,6 +267,46 @@ fn a_stop_lets_every_descriptor_go_before_it_answers() {
     bench.quiet();
 }
 
+/// A helper that the daemon starts must not inherit a guest's interrupt.
+#[test]
+fn received_descriptors_are_close_on_exec() {
+    let bench = Bench::new();
+    let mut guest = Guest::new(0);
+    let front = bench.connect();
+    guest.boot(&front);
+    let (reader, writer) = pipe();
+    let inode = rustix::fs::fstat(&reader).unwrap().st_ino;
+    let memory = rustix::fs::fstat(region_of(&guest.memory).1)
+        .unwrap()
+        .st_ino;
+    front.ring_fd(SET_VRING_CALL, 0, Some(&writer));
+    drop(writer);
+    guest.round_trip();
+    let mut seen = 0;
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(stat) = rustix::fs::stat(&path) else {
+            continue;
+        };
+        if stat.st_ino != inode && stat.st_ino != memory {
+            continue;
+        }
+        seen += 1;
+        let number = path.file_name().unwrap().to_str().unwrap();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
+        let flags = info
+            .lines()
+            .find_map(|line| line.strip_prefix("flags:"))
+            .unwrap();
+        let flags = u32::from_str_radix(flags.trim(), 8).unwrap();
+        assert_ne!(flags & 0o2000000, 0, "{} may be inherited", path.display());
+    }
+    // the guest's two and the session's one of the memory, our reader and the session's writer of the pipe
+    assert!(seen >= 4, "{seen}");
+    drop((front, guest, reader));
+    bench.quiet();
+}
+
 /// The answer waits for the requests in flight, and they are published and signalled by then.
 #[test]
 fn get_vring_base_answers_when_the_ring_is_drained() {
@@ -305,6 +345,24 @@ fn get_vring_base_answers_when_the_ring_is_drained() {
             "the guest is owed an interrupt for what was published"
         );
     });
+    drop((front, guest));
+    bench.quiet();
+}
+
+/// A driver that wants no interrupts now is still owed one at the end: it may be about to ask for them.
+#[test]
+fn a_stop_signals_once_more_what_was_used() {
+    let bench = Bench::new();
+    let front = bench.connect();
+    let mut guest = Guest::new(0);
+    guest.boot(&front);
+    count(&guest.call);
+    guest.driver.set_used_event(0x8000);
+    guest.round_trip();
+    front.alive();
+    assert_eq!(count(&guest.call), 0, "not asked for");
+    guest.stop(&front);
+    assert_eq!(count(&guest.call), 1);
     drop((front, guest));
     bench.quiet();
 }
@@ -523,16 +581,24 @@ fn taking_a_running_rings_memory_away_ends_the_session() {
     assert!(front.send(REM_MEM_REG, NEED_REPLY, &single(region), &[]));
     assert_eq!(front.closed(), []);
     drop((front, guest));
-    // The same region under another user address: the ring's addresses would mean something else.
+    // The ring's addresses now mean something else, and what they meant before is still there.
     let front = bench.connect();
     let guest = Guest::new(0);
     guest.boot(&front);
-    let (region, file) = region_of(&guest.memory);
-    let moved = [region[0], region[1], region[2] + (1 << 30), region[3]];
-    assert!(front.send(SET_MEM_TABLE, NEED_REPLY, &table(&[moved]), &[file.as_fd()]));
+    let ([at, size, user, offset], file) = region_of(&guest.memory);
+    let elsewhere = 1 << 30;
+    let moved = [
+        [at, size, user + elsewhere, offset],
+        [at + elsewhere, size, user, offset],
+    ];
+    assert!(front.send(
+        SET_MEM_TABLE,
+        NEED_REPLY,
+        &table(&moved),
+        &[file.as_fd(), file.as_fd()]
+    ));
     assert_eq!(front.closed(), []);
-    drop(file);
-    drop((front, guest));
+    drop((front, guest, file));
     bench.quiet();
 }
 
