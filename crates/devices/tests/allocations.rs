@@ -1,6 +1,11 @@
 //! A request costs no allocation: counted, from the pop to the publication, once a queue has warmed up.
 // A panic is how a test fails, in its helpers too.
-#![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing
+)]
 
 use outboard_devices::blk::{Blk, BlkOptions};
 use outboard_reactor::{Config, Reactor};
