@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use outboard_tests::daemon::Site;
+use outboard_tests::daemon::{Daemon, Site};
 use outboard_tests::kvm::back_end::BackEnd;
 use outboard_tests::kvm::program::{SECTORS, SLOTS};
 use outboard_tests::kvm::vm::{Vm, eventfd};
@@ -91,8 +91,19 @@ fn stop_under_io(test: &str, uri: &str, batch: u16) {
     }
     let site = Site::new();
     numbered_image(&site);
-    let daemon = site.blk(&["--disk", &format!("{uri}{{}}/numbered.raw")]);
-    let fds_before = daemon.process.fds();
+    let daemon = site.blk(&[
+        "--workers",
+        "1",
+        "--disk",
+        &format!("{uri}{{}}/numbered.raw"),
+    ]);
+    // One worker, so that an answered request proves that all of the daemon is up.
+    one_session(&daemon);
+    let fds_before = {
+        let vm = Vm::new(1, 1).unwrap();
+        let _connected = BackEnd::connect(daemon.socket(), &vm);
+        daemon.process.fds()
+    };
 
     let mut vm = Vm::new(u32::MAX, batch).unwrap();
     let mut back_end = BackEnd::connect(daemon.socket(), &vm);
@@ -180,14 +191,30 @@ fn stop_under_io(test: &str, uri: &str, batch: u16) {
     vm.assert_well();
 
     drop(back_end);
+    // Connected again, as at first: the daemon has taken leave of the last front end.
+    let connected = BackEnd::connect(daemon.socket(), &vm);
     let deadline = Instant::now() + DEADLINE;
     while daemon.process.fds() != fds_before {
         assert!(
             Instant::now() < deadline,
-            "descriptors after the front end left:\n{:?}\nbefore it came:\n{fds_before:?}",
+            "descriptors after {STOPS} stops:\n{:?}\nbefore:\n{fds_before:?}",
             daemon.process.fds()
         );
         std::thread::sleep(Duration::from_millis(2));
     }
+    drop(connected);
     daemon.process.stop();
+}
+
+/// The whole life of a front end, with one answered request.
+fn one_session(daemon: &Daemon) {
+    let mut vm = Vm::new(1, 1).unwrap();
+    let (kick, call) = (eventfd(), eventfd());
+    vm.bind_kick(&kick).unwrap();
+    vm.bind_call(&call).unwrap();
+    let mut back_end = BackEnd::connect(daemon.socket(), &vm);
+    back_end.start(0, &kick, &call);
+    vm.start();
+    vm.wait_for_end(DEADLINE).unwrap();
+    assert_eq!(back_end.stop(), 1);
 }

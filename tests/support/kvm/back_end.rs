@@ -2,6 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{
     VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
@@ -24,10 +25,17 @@ pub struct BackEnd {
 impl BackEnd {
     /// Connects, negotiates (no event index, no indirect descriptors: every completion owes an interrupt) and hands over the
     /// guest's memory.
+    ///
+    /// A back end turns a second front end away while it still takes leave of the first: tried again until the deadline.
     pub fn connect(socket: &Path, vm: &Vm) -> Self {
-        let mut frontend = Frontend::connect(socket, 1).expect("connect to the back end");
-        frontend.set_owner().expect("SET_OWNER");
-        let offered = frontend.get_features().expect("GET_FEATURES");
+        let deadline = Instant::now() + super::DEADLINE;
+        let (mut frontend, offered) = loop {
+            match greet(socket) {
+                Ok(greeted) => break greeted,
+                Err(error) => assert!(Instant::now() < deadline, "{}: {error}", socket.display()),
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
         let wanted = 1 << VIRTIO_F_VERSION_1 | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         assert_eq!(offered & wanted, wanted, "features offered: {offered:#x}");
         frontend.set_features(wanted).expect("SET_FEATURES");
@@ -107,4 +115,12 @@ impl BackEnd {
         let base = self.frontend.get_vring_base(0).expect("GET_VRING_BASE");
         u16::try_from(base).expect("the base of a split ring has 16 bits")
     }
+}
+
+/// The first words, after which the back end is known to serve this connection.
+fn greet(socket: &Path) -> Result<(Frontend, u64), vhost::Error> {
+    let frontend = Frontend::connect(socket, 1)?;
+    frontend.set_owner()?;
+    let features = frontend.get_features()?;
+    Ok((frontend, features))
 }
