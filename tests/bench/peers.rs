@@ -85,7 +85,7 @@ fn number(name: &str, default: f64) -> f64 {
 /// Real blocks and a warm cache: a hole is answered without reading.
 fn fill(image: &Path) {
     let mut file = std::fs::File::create(image).expect("the image");
-    let block: Vec<u8> = (0..1 << 20).map(|i| (i * 31 >> 3) as u8).collect();
+    let block: Vec<u8> = (0..1 << 20).map(|i| ((i * 31) >> 3) as u8).collect();
     for _ in 0..SPAN >> 20 {
         file.write_all(&block).expect("the image");
     }
