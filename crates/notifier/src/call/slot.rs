@@ -20,7 +20,7 @@
 //!
 //! ```text
 //!  Empty ──claim (generation + 1)──► Owned ──activate──► Active ──deactivate──► Draining ──finalize──► Owned ──► Empty
-//!           CAS, Acquire                  xor, Release        and, AcqRel          CAS, Acquire       xor, Release
+//!           CAS, Acquire                  xor, Relaxed        and, AcqRel          CAS, Acquire       xor, Release
 //!
 //!  in any state:  pin: fetch_add(1), AcqRel      unpin: fetch_sub(1), Release
 //! ```
@@ -44,8 +44,8 @@
 //!
 //! # Orderings
 //!
-//! - `activate` Release ↔ `pin` Acquire: the registration put in is seen by who uses it. RMWs in between (other
-//!   pins) continue the release sequence.
+//! - `activate` is Relaxed: a good pin's generation was read from `cur`, whose exchange (Release) comes after the
+//!   activation and whose load (Acquire) comes before the pin. That pair shows the registration to who uses it.
 //! - `unpin` Release ↔ `finalize` Acquire: every use of the descriptor happens before its close.
 //! - `pin` Release ↔ `deactivate` Acquire: what a signaller did before a good pin (it stored to the used ring) is seen by
 //!   whoever detaches afterwards, and so by the interrupt which that thread then raises on the new descriptor.
@@ -129,16 +129,16 @@ impl Slot {
             // SAFETY: I1, this thread set OWNED; nobody else touches the content until `activate` below.
             unsafe { *content = Some(registration) }
         });
-        // activate. Release: pairs with the Acquire in `pin`.
+        // activate. Relaxed: the registration is published by the exchange of `cur`, which comes after.
         self.word
-            .fetch_xor(CLOSED | OWNED | ACTIVE, Ordering::Release);
+            .fetch_xor(CLOSED | OWNED | ACTIVE, Ordering::Relaxed);
         Ok(generation)
     }
 
     /// A pin on that registration, if it is still attached.
     #[inline]
     pub(super) fn pin(&self, generation: Generation) -> Result<Pinned<'_>, Missed> {
-        // AcqRel: Acquire pairs with `activate` (the content) and with `deactivate` (the new `cur`); Release pairs with
+        // AcqRel: Acquire pairs with `deactivate` (the new `cur`); Release pairs with
         // the Acquire in `deactivate` (the used ring).
         let before = self.word.fetch_add(PIN, Ordering::AcqRel);
         if before & ACTIVE == 0 || generation_of(before) != generation {
