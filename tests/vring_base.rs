@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use outboard_frontend::driver::{drain, eventfd};
-use outboard_frontend::{Driver, QueueOptions};
+use outboard_frontend::{Driver, QueueOptions, Request};
 use outboard_tests::daemon::Site;
 use outboard_tests::load::Load;
 use outboard_tests::process::{Process, SOON};
@@ -272,4 +272,47 @@ fn a_front_end_killed_under_load_leaves_nothing_behind() {
     load.verify(&std::fs::read(&image).unwrap());
     assert!(daemon.process.is_running());
     daemon.wait_idle(&idle);
+}
+
+/// Large writes, left behind in flight; then small ones to the same places by the next front end.
+fn overwrite_the_dead(cache: &str) {
+    const WRITES: u64 = 64;
+    const LARGE: usize = 128 << 10;
+    let site = Site::new();
+    let image = site.image("disk.raw", 8 * MIB);
+    let daemon = site.blk(&["--blk-file", "{}/disk.raw", "--cache", cache]);
+    for round in 0..40_u8 {
+        let (old, new) = ([2 * round; LARGE], [2 * round + 1; 4096]);
+        let mut connection = daemon.connect_again();
+        let mut queue = connection.queue(0, QueueOptions { size: 256, ..QueueOptions::default() }).unwrap();
+        connection.start(&mut queue).unwrap();
+        for place in 0..WRITES {
+            queue.submit(&Request::write(place * 256, &old)).unwrap();
+        }
+        queue.kick().unwrap();
+        // One is answered, so the daemon is in the midst of the others.
+        queue.next(SOON).unwrap();
+        drop(connection);
+        let mut connection = daemon.connect_again();
+        let mut queue = connection.queue(0, QueueOptions::default()).unwrap();
+        connection.start(&mut queue).unwrap();
+        for place in (0..WRITES).rev() {
+            queue.write(place * 256, &new).unwrap();
+        }
+        // Whatever is left of the first front end lands while this one works on.
+        queue.flush().unwrap();
+        for place in (0..WRITES).chain(0..WRITES) {
+            let found = queue.read(place * 256, 4096).unwrap();
+            assert!(found == new, "{cache}, round {round}: place {place} holds the write of a dead front end");
+        }
+        connection.stop(&mut queue).unwrap();
+    }
+    assert_eq!(std::fs::read(&image).unwrap()[..4096], [79; 4096]);
+}
+
+#[test]
+fn a_write_of_a_dead_front_end_does_not_land_after_one_of_the_next() {
+    for cache in ["writeback", "none"] {
+        overwrite_the_dead(cache);
+    }
 }
