@@ -28,9 +28,21 @@ fn blk<'a>(args: &[&'a str]) -> Vec<&'a str> {
 #[test]
 fn a_missing_image_is_named_and_not_made() {
     let site = Site::new();
-    refused_with(&site, &blk(&["--blk-file", "{}/missing.raw"]), &["missing.raw", "No such file"]);
-    refused_with(&site, &blk(&["--disk", "file:{}/missing.raw"]), &["missing.raw"]);
-    refused_with(&site, &blk(&["--disk", "delay:1ms-2ms:file:{}/missing.raw"]), &["missing.raw"]);
+    refused_with(
+        &site,
+        &blk(&["--blk-file", "{}/missing.raw"]),
+        &["missing.raw", "No such file"],
+    );
+    refused_with(
+        &site,
+        &blk(&["--disk", "file:{}/missing.raw"]),
+        &["missing.raw"],
+    );
+    refused_with(
+        &site,
+        &blk(&["--disk", "delay:1ms-2ms:file:{}/missing.raw"]),
+        &["missing.raw"],
+    );
 }
 
 #[test]
@@ -47,7 +59,11 @@ fn a_locked_image_is_refused_until_its_user_is_gone() {
     let other = Site::new();
     let file = image.to_str().unwrap();
     refused_with(&other, &blk(&["--blk-file", file]), &["disk.raw", "lock"]);
-    refused_with(&other, &blk(&["--blk-file", file, "--read-only"]), &["disk.raw", "lock"]);
+    refused_with(
+        &other,
+        &blk(&["--blk-file", file, "--read-only"]),
+        &["disk.raw", "lock"],
+    );
     assert!(first.connect().config().is_ok(), "the first user goes on");
     drop(first);
     other.blk(&["--blk-file", file]).connect();
@@ -59,11 +75,22 @@ fn a_size_that_is_no_multiple_of_the_block_size_is_refused() {
     site.image("odd.raw", MIB + 100);
     site.image("sectors.raw", MIB + 512);
     site.image("empty.raw", 0);
-    refused_with(&site, &blk(&["--blk-file", "{}/odd.raw"]), &["odd.raw", "1048676", "512"]);
+    refused_with(
+        &site,
+        &blk(&["--blk-file", "{}/odd.raw"]),
+        &["odd.raw", "1048676", "512"],
+    );
     let args = blk(&["--blk-file", "{}/sectors.raw", "--block-size", "4096"]);
     refused_with(&site, &args, &["sectors.raw", "1049088", "4096"]);
-    refused_with(&site, &blk(&["--blk-file", "{}/empty.raw"]), &["empty.raw", "empty"]);
-    assert_eq!(std::fs::metadata(site.path("odd.raw")).unwrap().len(), MIB + 100);
+    refused_with(
+        &site,
+        &blk(&["--blk-file", "{}/empty.raw"]),
+        &["empty.raw", "empty"],
+    );
+    assert_eq!(
+        std::fs::metadata(site.path("odd.raw")).unwrap().len(),
+        MIB + 100
+    );
 }
 
 #[test]
@@ -88,21 +115,38 @@ fn a_stale_socket_is_replaced_and_any_other_file_is_not() {
     daemon.connect();
     daemon.process.signal(libc::SIGKILL);
     daemon.process.wait();
-    assert!(site.path("blk.sock").exists(), "killed: the socket is stale");
+    assert!(
+        site.path("blk.sock").exists(),
+        "killed: the socket is stale"
+    );
     site.blk(&["--disk", "ram:1M"]).connect();
 
     let site = Site::new();
     std::fs::write(site.path("blk.sock"), "precious").unwrap();
     refused_with(&site, &blk(&["--disk", "ram:1M"]), &["blk.sock"]);
     assert_eq!(std::fs::read(site.path("blk.sock")).unwrap(), b"precious");
-    refused_with(&site, &["blk", "--socket-path", "{}/no/such/dir/s", "--disk", "ram:1M"], &["no/such/dir"]);
+    refused_with(
+        &site,
+        &[
+            "blk",
+            "--socket-path",
+            "{}/no/such/dir/s",
+            "--disk",
+            "ram:1M",
+        ],
+        &["no/such/dir"],
+    );
 }
 
 #[test]
 fn a_refused_disk_leaves_a_stale_socket_alone() {
     let site = Site::new();
     drop(UnixListener::bind(site.path("blk.sock")).unwrap());
-    refused_with(&site, &blk(&["--blk-file", "{}/missing.raw"]), &["missing.raw"]);
+    refused_with(
+        &site,
+        &blk(&["--blk-file", "{}/missing.raw"]),
+        &["missing.raw"],
+    );
 }
 
 /// `outboard blk` that inherits `fd` under its number.
@@ -117,11 +161,27 @@ fn inheriting(site: &Site, fd: &OwnedFd, args: &[&str]) -> Command {
 fn bad_descriptors_are_refused() {
     let site = Site::new();
     let disk = ["--disk", "ram:1M"];
-    refused_with(&site, &[&["blk", "--fd", "987"], &disk[..]].concat(), &["987"]);
+    refused_with(
+        &site,
+        &[&["blk", "--fd", "987"], &disk[..]].concat(),
+        &["987"],
+    );
     // The first number that the daemon's own descriptors get.
-    refused_with(&site, &[&["blk", "--fd", "3"], &disk[..]].concat(), &["--fd 3", "inherited"]);
-    refused_with(&site, &[&["blk", "--fd", "x"], &disk[..]].concat(), &["--fd", "x"]);
-    refused_with(&site, &[&["blk", "--fd", "-1"], &disk[..]].concat(), &["-1"]);
+    refused_with(
+        &site,
+        &[&["blk", "--fd", "3"], &disk[..]].concat(),
+        &["--fd 3", "inherited"],
+    );
+    refused_with(
+        &site,
+        &[&["blk", "--fd", "x"], &disk[..]].concat(),
+        &["--fd", "x"],
+    );
+    refused_with(
+        &site,
+        &[&["blk", "--fd", "-1"], &disk[..]].concat(),
+        &["-1"],
+    );
     refused_with(&site, &[&["blk", "--fd", "2"], &disk[..]].concat(), &["2"]);
     let file: OwnedFd = std::fs::File::create(site.path("file")).unwrap().into();
     let line = refused(inheriting(&site, &file, &disk));
@@ -154,15 +214,27 @@ fn a_listening_and_a_connected_descriptor_are_both_served() {
     connection.negotiate().unwrap();
     assert_eq!(connection.config().unwrap().capacity, 2048);
     drop(connection);
-    assert!(connected.wait().success(), "its only front end left: the end\n{}", connected.end());
+    assert!(
+        connected.wait().success(),
+        "its only front end left: the end\n{}",
+        connected.end()
+    );
 }
 
 #[test]
 fn contradictions_on_the_command_line_are_refused() {
     let site = Site::new();
     site.image("disk.raw", MIB);
-    refused_with(&site, &blk(&["--fd", "3", "--disk", "ram:1M"]), &["--fd", "--socket-path"]);
-    refused_with(&site, &blk(&["--disk", "ram:1M", "--blk-file", "{}/disk.raw"]), &["--disk", "--blk-file"]);
+    refused_with(
+        &site,
+        &blk(&["--fd", "3", "--disk", "ram:1M"]),
+        &["--fd", "--socket-path"],
+    );
+    refused_with(
+        &site,
+        &blk(&["--disk", "ram:1M", "--blk-file", "{}/disk.raw"]),
+        &["--disk", "--blk-file"],
+    );
     refused_with(&site, &["blk", "--disk", "ram:1M"], &["--socket-path"]);
     refused_with(&site, &blk(&[]), &["--blk-file"]);
     for (args, word) in [
@@ -174,7 +246,11 @@ fn contradictions_on_the_command_line_are_refused() {
         (["--cache", "write-back"], "--cache"),
         (["--no-such-option", "1"], "--no-such-option"),
     ] {
-        refused_with(&site, &blk(&[&["--disk", "ram:1M"], &args[..]].concat()), &[word]);
+        refused_with(
+            &site,
+            &blk(&[&["--disk", "ram:1M"], &args[..]].concat()),
+            &[word],
+        );
     }
     for (uri, word) in [
         ("ram:", "ram:"),
@@ -196,9 +272,18 @@ fn a_configuration_with_an_unknown_key_is_refused_with_the_nearest_name() {
     let write = |text: &str| std::fs::write(site.path("outboard.toml"), text).unwrap();
     write("");
     for (text, words) in [
-        (format!("{device}read_only = true\n"), &["outboard.toml", "line 6", "read_only", "read-only"][..]),
-        (format!("{device}num-queue = 2\n"), &["num-queue", "num-queues"][..]),
-        (format!("worker = 2\n{device}"), &["line 1", "worker", "workers"][..]),
+        (
+            format!("{device}read_only = true\n"),
+            &["outboard.toml", "line 6", "read_only", "read-only"][..],
+        ),
+        (
+            format!("{device}num-queue = 2\n"),
+            &["num-queue", "num-queues"][..],
+        ),
+        (
+            format!("worker = 2\n{device}"),
+            &["line 1", "worker", "workers"][..],
+        ),
         (format!("{device}num-queues = 0\n"), &["num-queues"][..]),
         (format!("{device}{device}"), &["a"][..]),
         (device.replace("blk", "floppy"), &["floppy"][..]),
@@ -207,7 +292,11 @@ fn a_configuration_with_an_unknown_key_is_refused_with_the_nearest_name() {
         write(&text);
         refused_with(&site, &["serve", "--config", "{}/outboard.toml"], words);
     }
-    refused_with(&site, &["serve", "--config", "{}/missing.toml"], &["missing.toml"]);
+    refused_with(
+        &site,
+        &["serve", "--config", "{}/missing.toml"],
+        &["missing.toml"],
+    );
     refused_with(&site, &["serve"], &["--config"]);
 }
 
@@ -227,7 +316,16 @@ type = \"blk\"
 socket = \"{}/bad.sock\"
 blk-file = \"{}/missing.raw\"
 ";
-    let here = site.path("").to_str().unwrap().trim_end_matches('/').to_owned();
+    let here = site
+        .path("")
+        .to_str()
+        .unwrap()
+        .trim_end_matches('/')
+        .to_owned();
     std::fs::write(site.path("outboard.toml"), config.replace("{}", &here)).unwrap();
-    refused_with(&site, &["serve", "--config", "{}/outboard.toml"], &["bad", "missing.raw"]);
+    refused_with(
+        &site,
+        &["serve", "--config", "{}/outboard.toml"],
+        &["bad", "missing.raw"],
+    );
 }

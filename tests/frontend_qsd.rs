@@ -147,7 +147,9 @@ fn two_queues_in_two_threads_event_and_polled_with_and_without_event_idx() {
             }
             std::thread::scope(|scope| {
                 for (index, queue) in queues.iter_mut().enumerate() {
-                    scope.spawn(move || Load::new(index as u64 * 2048, 256, 1024, index as u64).run(queue, 16, 3000));
+                    scope.spawn(move || {
+                        Load::new(index as u64 * 2048, 256, 1024, index as u64).run(queue, 16, 3000)
+                    });
                 }
             });
             for queue in &queues {

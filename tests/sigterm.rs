@@ -21,12 +21,24 @@ fn terminate(process: &mut Process, what: &str, meanwhile: impl FnMut()) {
 fn ends(process: &mut Process, what: &str, began: Instant, mut meanwhile: impl FnMut()) {
     while process.is_running() {
         meanwhile();
-        assert!(began.elapsed() < Duration::from_secs(10), "{what}: still running\n{}", process.stderr());
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "{what}: still running\n{}",
+            process.stderr()
+        );
         std::thread::yield_now();
     }
-    eprintln!("{what}: ended {} ms after SIGTERM", began.elapsed().as_millis());
+    eprintln!(
+        "{what}: ended {} ms after SIGTERM",
+        began.elapsed().as_millis()
+    );
     let status = process.wait();
-    assert_eq!(status.code(), Some(0), "{what}: {status}\n{}", process.end());
+    assert_eq!(
+        status.code(),
+        Some(0),
+        "{what}: {status}\n{}",
+        process.end()
+    );
     assert_eq!(process.end(), "", "{what}: an orderly end is a quiet one");
 }
 
@@ -39,8 +51,12 @@ fn collect(queue: &mut Driver, load: &mut Load) {
 
 fn start(daemon: &Daemon, queues: usize, shape: QueueOptions) -> (Connection, Vec<Driver>) {
     let mut connection = daemon.connect();
-    let mut queues: Vec<_> = (0..queues).map(|index| connection.queue(index, shape).unwrap()).collect();
-    queues.iter_mut().for_each(|queue| connection.start(queue).unwrap());
+    let mut queues: Vec<_> = (0..queues)
+        .map(|index| connection.queue(index, shape).unwrap())
+        .collect();
+    queues
+        .iter_mut()
+        .for_each(|queue| connection.start(queue).unwrap());
     (connection, queues)
 }
 
@@ -66,7 +82,10 @@ fn under_load_every_request_taken_is_answered_and_no_other_is_done() {
         let site = Site::new();
         let image = site.image("disk.raw", 4 * MIB);
         let mut daemon = site.blk(&["--disk", disk, "--num-queues", "4"]);
-        let shape = QueueOptions { size: 256, ..QueueOptions::default() };
+        let shape = QueueOptions {
+            size: 256,
+            ..QueueOptions::default()
+        };
         let (connection, mut queues) = start(&daemon, 4, shape);
         let mut loads: Vec<_> = (0..4).map(|n| Load::new(n * 2048, 256, 4096, n)).collect();
         let mut answered = 0;
@@ -88,7 +107,10 @@ fn under_load_every_request_taken_is_answered_and_no_other_is_done() {
         terminate(&mut daemon.process, disk, || {
             push();
         });
-        queues.iter_mut().zip(&mut loads).for_each(|(queue, load)| collect(queue, load));
+        queues
+            .iter_mut()
+            .zip(&mut loads)
+            .for_each(|(queue, load)| collect(queue, load));
         let left: usize = loads.iter().map(Load::in_flight).sum();
         eprintln!("{disk}: {left} requests were never taken");
         let bytes = std::fs::read(&image).unwrap();
@@ -104,14 +126,22 @@ fn a_drain_waits_for_slow_requests_and_signals_their_end() {
     let mut daemon = site.blk(&["--disk", "delay:300ms-600ms:ram:1M"]);
     let (_connection, mut queues) = start(&daemon, 1, QueueOptions::default());
     let queue = &mut queues[0];
-    let slots: Vec<_> = (0..32).map(|n| queue.submit(&Request::write(n, &[n as u8; 512])).unwrap()).collect();
+    let slots: Vec<_> = (0..32)
+        .map(|n| queue.submit(&Request::write(n, &[n as u8; 512])).unwrap())
+        .collect();
     queue.kick().unwrap();
     taken(queue, 32);
-    assert!(!queue.ring().arm(), "nothing is answered yet, so the next answer is signalled");
+    assert!(
+        !queue.ring().arm(),
+        "nothing is answered yet, so the next answer is signalled"
+    );
     terminate(&mut daemon.process, "32 requests of 300 to 600 ms", || ());
     assert!(drain(queue.call_fd()).unwrap() > 0, "a call");
     for slot in slots {
-        assert_eq!(queue.wait_for(slot, Duration::ZERO).unwrap().status, STATUS_OK);
+        assert_eq!(
+            queue.wait_for(slot, Duration::ZERO).unwrap().status,
+            STATUS_OK
+        );
     }
 }
 
@@ -138,7 +168,8 @@ fn several_devices_drain_together() {
     let mut process = site.serve(&names.map(device).concat(), &sockets);
     let mut guests = vec![];
     for socket in &sockets {
-        let mut connection = Connection::open(&outboard_frontend::Options::new(site.path(socket))).unwrap();
+        let mut connection =
+            Connection::open(&outboard_frontend::Options::new(site.path(socket))).unwrap();
         let mut queue = connection.queue(0, QueueOptions::default()).unwrap();
         connection.start(&mut queue).unwrap();
         for sector in 0..16 {
@@ -177,5 +208,9 @@ fn a_second_signal_gives_up_on_requests_that_do_not_end() {
     let status = daemon.process.wait();
     assert!(status.code().is_some_and(|code| code != 0), "{status}");
     assert!(daemon.process.end().contains("second signal"));
-    assert_eq!(queues[0].state().used_idx, 0, "what did not end is not answered");
+    assert_eq!(
+        queues[0].state().used_idx,
+        0,
+        "what did not end is not answered"
+    );
 }

@@ -37,7 +37,11 @@ impl Retired {
     }
 
     fn check(fd: &EventFd) {
-        assert_eq!(drain(fd).unwrap(), 0, "a signal on a call eventfd that was taken away");
+        assert_eq!(
+            drain(fd).unwrap(),
+            0,
+            "a signal on a call eventfd that was taken away"
+        );
     }
 
     fn check_all(&self) {
@@ -79,20 +83,30 @@ fn stop_under_load(disk: &str) {
         load_more(queue, &mut loads[stopping]);
         let base = connection.stop(queue).unwrap();
         let state = queue.state();
-        assert_eq!(state.used_idx, base, "round {round}: all that was taken is answered; {state}");
+        assert_eq!(
+            state.used_idx, base,
+            "round {round}: all that was taken is answered; {state}"
+        );
         // The VMM closes and reuses these after the reply.
         let (call, kick) = (eventfd().unwrap(), eventfd().unwrap());
         retired.add(queue.replace_call(call));
         queue.replace_kick(kick);
         take(&mut queues[starting], &mut loads[starting], DEPTH / 2);
         let now = queues[stopping].state();
-        assert_eq!(now.used_idx, base, "round {round}: used.idx moved after the reply; {now}");
+        assert_eq!(
+            now.used_idx, base,
+            "round {round}: used.idx moved after the reply; {now}"
+        );
         // Rings that never ran have no eventfds at the daemon: count from where both have.
         if round == 1 {
             with_rings = Some(daemon.process.fds());
         }
     }
-    assert_eq!(Some(daemon.process.fds()), with_rings, "file descriptors after a thousand stops");
+    assert_eq!(
+        Some(daemon.process.fds()),
+        with_rings,
+        "file descriptors after a thousand stops"
+    );
     for (queue, load) in queues.iter_mut().zip(&mut loads) {
         // One of the two runs; starting it once more would be a new life of a ring that lives.
         connection.stop(queue).unwrap();
@@ -144,11 +158,19 @@ fn a_thousand_stops_while_the_driver_goes_on_submitting() {
         });
         for round in 0..1000 {
             let base = connection.stop_ring(0).unwrap();
-            assert_eq!(used(), base, "round {round}: all that was taken is answered");
+            assert_eq!(
+                used(),
+                base,
+                "round {round}: all that was taken is answered"
+            );
             // The driver kicks on meanwhile; its kicks wait in the eventfd for the next start.
             connection.barrier().unwrap();
             connection.barrier().unwrap();
-            assert_eq!(used(), base, "round {round}: used.idx moved after the reply");
+            assert_eq!(
+                used(),
+                base,
+                "round {round}: used.idx moved after the reply"
+            );
             setup.base = base;
             connection.start_ring(&setup).unwrap();
         }
@@ -185,8 +207,15 @@ fn swap_storm(disk: &str, acknowledge: bool) {
     }
     take(&mut queue, &mut load, usize::MAX);
     assert_eq!(queue.in_flight(), 0);
-    assert!(queue.counters().calls > 0, "the waits slept on the eventfds");
-    assert_eq!(daemon.process.fds(), before, "file descriptors after two thousand swaps");
+    assert!(
+        queue.counters().calls > 0,
+        "the waits slept on the eventfds"
+    );
+    assert_eq!(
+        daemon.process.fds(),
+        before,
+        "file descriptors after two thousand swaps"
+    );
     connection.stop(&mut queue).unwrap();
     retired.check_all();
 }
@@ -249,12 +278,25 @@ fn a_front_end_killed_under_load_leaves_nothing_behind() {
     for _ in 0..20 {
         let written = || std::fs::metadata(&image).unwrap().modified().unwrap();
         let before = written();
-        let bench = ["bench", "--socket-path", &socket, "--rw", "randrw", "--queues", "2"];
-        let mut front_end = Process::spawn(site.command(&[&bench[..], &["--seconds", "600"]].concat()));
+        let bench = [
+            "bench",
+            "--socket-path",
+            &socket,
+            "--rw",
+            "randrw",
+            "--queues",
+            "2",
+        ];
+        let mut front_end =
+            Process::spawn(site.command(&[&bench[..], &["--seconds", "600"]].concat()));
         let deadline = Instant::now() + SOON;
         while written() == before {
             assert!(front_end.is_running(), "{}", front_end.stderr());
-            assert!(Instant::now() < deadline, "the front end writes nothing:\n{}", front_end.stderr());
+            assert!(
+                Instant::now() < deadline,
+                "the front end writes nothing:\n{}",
+                front_end.stderr()
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
         front_end.signal(libc::SIGKILL);
@@ -264,7 +306,9 @@ fn a_front_end_killed_under_load_leaves_nothing_behind() {
         let mut connection = daemon.connect();
         let mut queue = connection.queue(0, QueueOptions::default()).unwrap();
         connection.start(&mut queue).unwrap();
-        queue.write_zeroes(&[outboard_frontend::Range::new(0, SECTORS as u32)]).unwrap();
+        queue
+            .write_zeroes(&[outboard_frontend::Range::new(0, SECTORS as u32)])
+            .unwrap();
         load = Load::new(0, BLOCKS, 4096, 1);
         load.run(&mut queue, DEPTH, 200);
         connection.stop(&mut queue).unwrap();
@@ -283,8 +327,16 @@ fn overwrite_the_dead(cache: &str) {
     let daemon = site.blk(&["--blk-file", "{}/disk.raw", "--cache", cache]);
     for round in 0..40_u8 {
         let (old, new) = ([2 * round; LARGE], [2 * round + 1; 4096]);
-        let mut connection = daemon.connect_again();
-        let mut queue = connection.queue(0, QueueOptions { size: 256, ..QueueOptions::default() }).unwrap();
+        let mut connection = daemon.connect();
+        let mut queue = connection
+            .queue(
+                0,
+                QueueOptions {
+                    size: 256,
+                    ..QueueOptions::default()
+                },
+            )
+            .unwrap();
         connection.start(&mut queue).unwrap();
         for place in 0..WRITES {
             queue.submit(&Request::write(place * 256, &old)).unwrap();
@@ -293,7 +345,7 @@ fn overwrite_the_dead(cache: &str) {
         // One is answered, so the daemon is in the midst of the others.
         queue.next(SOON).unwrap();
         drop(connection);
-        let mut connection = daemon.connect_again();
+        let mut connection = daemon.connect();
         let mut queue = connection.queue(0, QueueOptions::default()).unwrap();
         connection.start(&mut queue).unwrap();
         for place in (0..WRITES).rev() {
@@ -303,7 +355,10 @@ fn overwrite_the_dead(cache: &str) {
         queue.flush().unwrap();
         for place in (0..WRITES).chain(0..WRITES) {
             let found = queue.read(place * 256, 4096).unwrap();
-            assert!(found == new, "{cache}, round {round}: place {place} holds the write of a dead front end");
+            assert!(
+                found == new,
+                "{cache}, round {round}: place {place} holds the write of a dead front end"
+            );
         }
         connection.stop(&mut queue).unwrap();
     }

@@ -43,7 +43,12 @@ fn cases() -> Vec<Case> {
     ] {
         for mode in [Mode::Event, Mode::Polled] {
             for depth in [1, 32, 128] {
-                cases.push(Case { disk, rw, mode, depth });
+                cases.push(Case {
+                    disk,
+                    rw,
+                    mode,
+                    depth,
+                });
             }
         }
     }
@@ -62,7 +67,9 @@ fn main() {
     let image = dir.path().join("disk.raw");
     fill(&image);
 
-    println!("| disk | I/O | client | depth | outboard kIOPS | p50 / p99 µs | server CPU µs/IO | kicks, calls, switches per IO | qemu-storage-daemon kIOPS | p50 / p99 µs | server CPU µs/IO | kicks, calls, switches per IO | IOPS ratio | CPU ratio |");
+    println!(
+        "| disk | I/O | client | depth | outboard kIOPS | p50 / p99 µs | server CPU µs/IO | kicks, calls, switches per IO | qemu-storage-daemon kIOPS | p50 / p99 µs | server CPU µs/IO | kicks, calls, switches per IO | IOPS ratio | CPU ratio |"
+    );
     println!("|-|-|-|-|-|-|-|-|-|-|-|-|-|-|");
     for case in cases() {
         let mut ours = Vec::new();
@@ -77,7 +84,9 @@ fn main() {
 
 fn number(name: &str, default: f64) -> f64 {
     match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text}: a number is wanted")),
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={text}: a number is wanted")),
         Err(_) => default,
     }
 }
@@ -104,25 +113,39 @@ fn start(mut command: Command, socket: PathBuf) -> Server {
     unsafe { command.pre_exec(move || Ok(sched_setaffinity(None, &cpus)?)) };
     let mut process = Process::spawn(command);
     process.wait_listening(&socket);
-    Server { _process: process, socket }
+    Server {
+        _process: process,
+        socket,
+    }
 }
 
 fn outboard(case: &Case, dir: &Path, image: &Path) -> Server {
     let socket = dir.join("outboard.sock");
-    let binary = std::env::var_os("OUTBOARD_BIN").unwrap_or_else(|| "target/release/outboard".into());
+    let binary =
+        std::env::var_os("OUTBOARD_BIN").unwrap_or_else(|| "target/release/outboard".into());
     let mut command = Command::new(binary);
-    command.arg("blk").arg("--socket-path").arg(&socket).args(["--num-queues", "1"]);
+    command
+        .arg("blk")
+        .arg("--socket-path")
+        .arg(&socket)
+        .args(["--num-queues", "1"]);
     match case.disk {
         Disk::Null => command.args(["--disk", "null:1G"]),
         Disk::Warm => command.arg("--blk-file").arg(image),
-        Disk::Direct => command.arg("--blk-file").arg(image).args(["--cache", "none"]),
+        Disk::Direct => command
+            .arg("--blk-file")
+            .arg(image)
+            .args(["--cache", "none"]),
     };
     start(command, socket)
 }
 
 fn qsd(case: &Case, dir: &Path, image: &Path) -> Server {
     let socket = dir.join("qsd.sock");
-    let file = format!("driver=raw,node-name=n,file.driver=file,file.aio=io_uring,file.filename={}", image.display());
+    let file = format!(
+        "driver=raw,node-name=n,file.driver=file,file.aio=io_uring,file.filename={}",
+        image.display()
+    );
     let node = match case.disk {
         Disk::Null => "driver=null-co,node-name=n,size=1G".to_owned(),
         Disk::Warm => file,
@@ -148,7 +171,11 @@ fn run(case: &Case, server: &Server, seconds: f64) -> Report {
         ..BenchArgs::new(&server.socket)
     };
     let report = measure(&args).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!((report.errors, report.lost_calls), (0, 0), "errors or lost calls");
+    assert_eq!(
+        (report.errors, report.lost_calls),
+        (0, 0),
+        "errors or lost calls"
+    );
     report
 }
 
@@ -164,8 +191,16 @@ fn row(case: &Case, ours: &[Report], theirs: &[Report]) {
         Disk::Warm => "file, warm",
         Disk::Direct => "file, O_DIRECT",
     };
-    let rw = if case.rw == Pattern::RandRead { "read" } else { "write" };
-    let mode = if case.mode == Mode::Event { "event" } else { "polled" };
+    let rw = if case.rw == Pattern::RandRead {
+        "read"
+    } else {
+        "write"
+    };
+    let mode = if case.mode == Mode::Event {
+        "event"
+    } else {
+        "polled"
+    };
     print!("| {disk} | {rw} | {mode} | {} |", case.depth);
     for side in [ours, theirs] {
         print!(
@@ -180,5 +215,9 @@ fn row(case: &Case, ours: &[Report], theirs: &[Report]) {
         );
     }
     let ratio = |value: fn(&Report) -> f64| median(ours, value) / median(theirs, value);
-    println!(" **{:.2}** | {:.2} |", ratio(|r| r.iops), ratio(|r| r.server_cpu_us_per_io));
+    println!(
+        " **{:.2}** | {:.2} |",
+        ratio(|r| r.iops),
+        ratio(|r| r.server_cpu_us_per_io)
+    );
 }

@@ -16,8 +16,16 @@ pub fn binary() -> PathBuf {
     }
     let test = std::env::current_exe().expect("the path of this test");
     // target/PROFILE/deps/TEST
-    let path = test.ancestors().nth(2).expect("a target directory").join("outboard");
-    assert!(path.exists(), "{} is missing: cargo build -p outboard (or set OUTBOARD_BIN)", path.display());
+    let path = test
+        .ancestors()
+        .nth(2)
+        .expect("a target directory")
+        .join("outboard");
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build -p outboard (or set OUTBOARD_BIN)",
+        path.display()
+    );
     path
 }
 
@@ -35,7 +43,9 @@ impl Default for Site {
 impl Site {
     /// An empty one.
     pub fn new() -> Self {
-        Self { directory: TempDir::new().expect("a temporary directory") }
+        Self {
+            directory: TempDir::new().expect("a temporary directory"),
+        }
     }
 
     /// A path in the directory.
@@ -46,22 +56,35 @@ impl Site {
     /// Makes a sparse image of zeroes.
     pub fn image(&self, name: &str, size: u64) -> PathBuf {
         let path = self.path(name);
-        std::fs::File::create(&path).and_then(|file| file.set_len(size)).expect("an image");
+        std::fs::File::create(&path)
+            .and_then(|file| file.set_len(size))
+            .expect("an image");
         path
     }
 
     /// Names of everything in the directory, sorted.
     pub fn listing(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.directory.path()).expect("the directory");
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned()
+            })
+            .collect();
         names.sort();
         names
     }
 
     /// `outboard` with these arguments, not started. `{}` in an argument is the directory.
     pub fn command(&self, args: &[&str]) -> Command {
-        let directory = self.directory.path().to_str().expect("a temporary directory in UTF-8");
+        let directory = self
+            .directory
+            .path()
+            .to_str()
+            .expect("a temporary directory in UTF-8");
         let mut command = Command::new(binary());
         command.args(args.iter().map(|arg| arg.replace("{}", directory)));
         command.env_remove("OUTBOARD_LOG").stdout(Stdio::null());
@@ -80,8 +103,13 @@ impl Site {
 
     /// `outboard serve` with this configuration, in which `{}` is the directory; listening on all `sockets`.
     pub fn serve(&self, config: &str, sockets: &[&str]) -> Process {
-        let directory = self.directory.path().to_str().expect("a temporary directory in UTF-8");
-        std::fs::write(self.path("outboard.toml"), config.replace("{}", directory)).expect("a configuration");
+        let directory = self
+            .directory
+            .path()
+            .to_str()
+            .expect("a temporary directory in UTF-8");
+        std::fs::write(self.path("outboard.toml"), config.replace("{}", directory))
+            .expect("a configuration");
         let mut process = Process::spawn(self.command(&["serve", "--config", "{}/outboard.toml"]));
         for socket in sockets {
             process.wait_listening(&self.path(socket));
@@ -101,7 +129,10 @@ pub fn refused(command: Command) -> String {
     let mut process = Process::spawn(command);
     let status = process.wait();
     let stderr = process.end();
-    assert!(status.code().is_some_and(|code| code != 0), "{shown}: {status}\n{stderr}");
+    assert!(
+        status.code().is_some_and(|code| code != 0),
+        "{shown}: {status}\n{stderr}"
+    );
     let lines: Vec<&str> = stderr.lines().collect();
     assert_eq!(lines.len(), 1, "{shown}: not one line:\n{stderr}");
     lines[0].to_owned()
@@ -135,7 +166,9 @@ impl Daemon {
     /// has come and gone before, so that everything made at the first use is there.
     pub fn idle_fds(&self) -> Vec<String> {
         let mut connection = self.connect();
-        let mut queue = connection.queue(0, QueueOptions::default()).expect("a queue");
+        let mut queue = connection
+            .queue(0, QueueOptions::default())
+            .expect("a queue");
         connection.start(&mut queue).expect("a started ring");
         queue.read(0, 512).expect("a read");
         connection.stop(&mut queue).expect("a stopped ring");

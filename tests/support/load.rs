@@ -90,8 +90,17 @@ impl Load {
             }
             let io = if write.is_some() { Io::Write } else { Io::Read };
             let sector = self.first + (block * self.block / 512) as u64;
-            queue.submit_io(slot, io, sector, self.block as u32).expect("room on the ring");
-            self.flying.insert(slot, Flight { number: self.submitted, block, write });
+            queue
+                .submit_io(slot, io, sector, self.block as u32)
+                .expect("room on the ring");
+            self.flying.insert(
+                slot,
+                Flight {
+                    number: self.submitted,
+                    block,
+                    write,
+                },
+            );
             self.submitted += 1;
             submitted += 1;
         }
@@ -101,7 +110,11 @@ impl Load {
     /// Checks one answer and counts it.
     pub fn answered(&mut self, queue: &mut Driver, done: Done) {
         let slot = done.slot.expect("a request of this load");
-        let Flight { number, block, write } = self.flying.remove(&slot).expect("a request in flight");
+        let Flight {
+            number,
+            block,
+            write,
+        } = self.flying.remove(&slot).expect("a request in flight");
         assert_eq!(done.status, STATUS_OK, "block {block}");
         match write {
             Some(seed) => {
@@ -112,7 +125,10 @@ impl Load {
                 assert_eq!(done.used as usize, self.block + 1);
                 let mut bytes = vec![0; self.block];
                 queue.read_data(slot, &mut bytes);
-                assert!(bytes == pattern(self.answered[block], self.block), "block {block} reads something else");
+                assert!(
+                    bytes == pattern(self.answered[block], self.block),
+                    "block {block} reads something else"
+                );
             }
         }
         if self.flying.values().any(|other| other.number < number) {
@@ -128,7 +144,9 @@ impl Load {
         while finished < total {
             submitted += self.submit(queue, depth, total - submitted);
             queue.kick().expect("a kick");
-            let done = queue.next(SOON).unwrap_or_else(|error| panic!("after {finished} requests: {error}"));
+            let done = queue
+                .next(SOON)
+                .unwrap_or_else(|error| panic!("after {finished} requests: {error}"));
             self.answered(queue, done);
             finished += 1;
         }
@@ -141,7 +159,10 @@ impl Load {
         for (block, seed) in self.answered.iter().enumerate() {
             let at = start + block * self.block;
             let bytes = &image[at..at + self.block];
-            assert!(bytes == pattern(*seed, self.block), "block {block} is not what was answered last");
+            assert!(
+                bytes == pattern(*seed, self.block),
+                "block {block} is not what was answered last"
+            );
         }
     }
 }

@@ -135,7 +135,12 @@ impl Process {
     pub fn stop(mut self) {
         self.signal(libc::SIGTERM);
         let status = self.wait();
-        assert!(status.success(), "{} ended with {status} at SIGTERM:\n{}", self.name, self.stderr());
+        assert!(
+            status.success(),
+            "{} ended with {status} at SIGTERM:\n{}",
+            self.name,
+            self.stderr()
+        );
     }
 
     /// All of stderr, once the process has ended.
@@ -175,7 +180,10 @@ impl Process {
             if fds == expected {
                 return;
             }
-            assert!(Instant::now() < deadline, "file descriptors:\n{fds:#?}\ninstead of\n{expected:#?}");
+            assert!(
+                Instant::now() < deadline,
+                "file descriptors:\n{fds:#?}\ninstead of\n{expected:#?}"
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }

@@ -4,7 +4,7 @@ use super::{Current, Shared};
 use crate::{
     session::{Session, Signals, end::End},
     wire::Limits,
-    worker::WorkerPool,
+    worker::{Tenure, WorkerPool},
 };
 use outboard_virtio::device::Device;
 use rustix::{
@@ -17,6 +17,14 @@ use std::{
     os::unix::net::{UnixListener, UnixStream},
     sync::Arc,
     thread,
+    time::{Duration, Instant},
+};
+
+/// So long the last requests of a front end that is gone may take before it is worth a line.
+const LONG: Duration = Duration::from_secs(5);
+const LONG_TIMEOUT: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
 };
 
 /// What every session of a server needs.
@@ -35,6 +43,17 @@ struct Ended(Arc<Shared>);
 impl Drop for Ended {
     fn drop(&mut self) {
         self.0.set_ended();
+    }
+}
+
+/// Held by a session and by each of its rings until the ring's last request has ended, which after a hang-up may be later
+/// than the session's end: a write that is with the kernel still lands. The next front end must not be served before: a write
+/// answered to it would be overwritten.
+pub struct Occupied(Arc<Shared>);
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.0.stop.notify();
     }
 }
 
@@ -61,7 +80,7 @@ impl Drop for Over {
 enum Serving {
     Nobody,
     One,
-    /// the front end has closed its end, its session still holds the device for a moment
+    /// the front end has closed its end, its session or its last requests still hold the device
     Leaving,
 }
 
@@ -89,11 +108,13 @@ impl Host {
 
     fn accept_all(&self, listener: &UnixListener) {
         let mut turned_away = 0;
+        let (mut leaving, mut warned) = (None, false);
         loop {
             self.shared.stop.clear();
             let serving = self.serving();
             if self.shared.stop.is_stopping() {
-                if serving == Serving::Nobody {
+                // Requests of a session that is gone are for the end of the workers to wait for.
+                if self.shared.current().is_none() {
                     return;
                 }
                 self.sleep(None, None);
@@ -101,9 +122,22 @@ impl Host {
             }
             if serving == Serving::Leaving {
                 // Whoever comes now waits in the listener's queue instead of being turned away.
-                self.sleep(None, None);
+                let timeout = match leaving.get_or_insert_with(Instant::now).elapsed() {
+                    long if long < LONG => Some(LONG_TIMEOUT),
+                    _ if std::mem::replace(&mut warned, true) => None,
+                    long => {
+                        let seconds = long.as_secs();
+                        tracing::warn!(
+                            device = %self.name, seconds,
+                            "requests of a front end that is gone are not finished by the disk; the next front end waits for them"
+                        );
+                        None
+                    }
+                };
+                self.sleep(None, timeout);
                 continue;
             }
+            (leaving, warned) = (None, false);
             match listener.accept() {
                 Ok((stream, _)) => self.admit(stream, &mut turned_away),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.sleep(Some(listener), None),
@@ -128,6 +162,7 @@ impl Host {
 
     fn serving(&self) -> Serving {
         match &*self.shared.current() {
+            None if self.shared.occupied().strong_count() > 0 => Serving::Leaving,
             None => Serving::Nobody,
             Some(current) => match current.socket.upgrade() {
                 Some(socket) if !is_leaving(&socket) => Serving::One,
@@ -165,6 +200,9 @@ impl Host {
         }
         *turned_away = 0;
         while self.serving() != Serving::Nobody {
+            if self.shared.stop.is_stopping() && self.shared.current().is_none() {
+                return;
+            }
             self.sleep(None, None);
             self.shared.stop.clear();
         }
@@ -186,20 +224,23 @@ impl Host {
             socket: Some(socket.clone()),
             _ended: ended,
         };
+        let occupied = Arc::new(Occupied(self.shared.clone()));
+        *self.shared.occupied() = Arc::downgrade(&occupied);
         let host = self.clone();
         thread::Builder::new()
             .name(format!("vu-{}", self.name))
             .spawn(move || {
                 let _over = over;
-                host.serve(socket, signals);
+                host.serve(occupied, socket, signals);
             })?;
         Ok(())
     }
 
-    fn serve(self, socket: Arc<UnixStream>, signals: Arc<Signals>) {
+    fn serve(self, tenure: Tenure, socket: Arc<UnixStream>, signals: Arc<Signals>) {
         let name = self.name.clone();
         tracing::info!(device = %name, "front end connected");
         let (end, c) = Session::new(
+            tenure,
             self.name,
             self.device,
             self.pool,

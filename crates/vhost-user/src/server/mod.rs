@@ -36,6 +36,8 @@ struct Shared {
     stop: Signals,
     /// the session being served; `None` once nothing of it is left
     current: Mutex<Option<Current>>,
+    /// alive while requests of any session so far are with the kernel
+    occupied: Mutex<Weak<accept::Occupied>>,
     ended: Mutex<bool>,
     end: Condvar,
 }
@@ -68,6 +70,7 @@ impl Server {
         let shared = Arc::new(Shared {
             stop: Signals::new()?,
             current: Mutex::new(None),
+            occupied: Mutex::default(),
             ended: Mutex::new(false),
             end: Condvar::new(),
         });
@@ -139,6 +142,10 @@ impl Shared {
 
     fn current(&self) -> MutexGuard<'_, Option<Current>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn occupied(&self) -> MutexGuard<'_, Weak<accept::Occupied>> {
+        self.occupied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn begin(&self, session: Current) {

@@ -30,7 +30,7 @@ use crate::{
         recv::{Received, Receiver},
         send,
     },
-    worker::WorkerPool,
+    worker::{Tenure, WorkerPool},
 };
 use end::End;
 use outboard_notifier::Event;
@@ -146,6 +146,7 @@ struct Ready {
 
 /// A front end being served.
 pub struct Session {
+    tenure: Tenure,
     name: Arc<str>,
     device: Arc<dyn Device>,
     pool: Arc<WorkerPool>,
@@ -166,6 +167,7 @@ pub struct Session {
 
 impl Session {
     pub fn new(
+        tenure: Tenure,
         name: Arc<str>,
         device: Arc<dyn Device>,
         pool: Arc<WorkerPool>,
@@ -179,6 +181,7 @@ impl Session {
         };
         Session {
             rings: (0..device.max_queues()).map(Ring::new).collect(),
+            tenure,
             name,
             device,
             pool,

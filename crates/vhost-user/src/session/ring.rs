@@ -11,7 +11,7 @@
 //! ticket; a stopped one is plain [`RingSettings`] and the descriptors for the next start.
 
 use super::state::{RingAddresses, RingSettings, SessionCounters};
-use crate::worker::{RingStart, RunningRing, StopTicket, WorkerPool};
+use crate::worker::{RingStart, RunningRing, StopTicket, Tenure, WorkerPool};
 use outboard_notifier::{CallCell, Close, PeerFd, Release};
 use outboard_virtio::{device::Device, memory::MemoryMap, queue::QueueConfig};
 use std::sync::Arc;
@@ -36,6 +36,7 @@ enum Life {
 
 /// What starting a ring needs of the session.
 pub struct Surroundings<'a> {
+    pub tenure: &'a Tenure,
     pub name: &'a Arc<str>,
     pub pool: &'a WorkerPool,
     pub device: &'a Arc<dyn Device>,
@@ -172,6 +173,7 @@ impl Ring {
             Kick::Polling | Kick::Unset => None,
         };
         let start = RingStart {
+            tenure: around.tenure.clone(),
             name: around.name.clone(),
             index: self.index,
             config,

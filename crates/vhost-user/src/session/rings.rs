@@ -152,6 +152,7 @@ impl Session {
             return Ok(());
         };
         let around = Surroundings {
+            tenure: &self.tenure,
             name: &self.name,
             pool: &self.pool,
             device: &self.device,

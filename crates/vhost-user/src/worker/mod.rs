@@ -35,7 +35,8 @@
 //! * **Drained** ([`Close::Drain`]): no more pops; what is in flight completes, is published and signalled.
 //! * **Abandoned** ([`Close::Abandon`], a hang-up): from the moment the gate is done, neither the ring nor guest memory nor the
 //!   call is touched by this thread. The handler lives on as a *ghost*, with the device and the memory map, until the kernel
-//!   has given back its operations; the ring is handed back without waiting for that.
+//!   has given back its operations; the ring is handed back without waiting for that. It keeps the [`Tenure`] too: whoever
+//!   gives the device to somebody else waits for that to be let go.
 //! * **Broken** (the handler returned an error): logged once with the ring's state, err signalled, `on_broken` called, and
 //!   no more pops. What is in flight still completes, so that a stop can drain.
 //! * **Lost** (the handler panicked): abandoned on the spot, reported like a broken ring. Worker and other rings go on.
@@ -67,8 +68,14 @@ use std::sync::Arc;
 #[error("{0}")]
 pub struct StartError(pub String);
 
+/// Held by everything that may still change what the device stores. While any of it lives the device is given to nobody else:
+/// a write that a dead front end left in the kernel must not land on one that was answered to the next.
+pub type Tenure = Arc<dyn Send + Sync>;
+
 /// Everything a worker needs to run a ring; consumed by [`WorkerPool::start`].
 pub struct RingStart {
+    /// Let go when the last operation of the ring has ended, which after an abandon is later than the hand-back.
+    pub tenure: Tenure,
     /// Device name, for logs.
     pub name: Arc<str>,
     /// Index of the queue in the device.

@@ -1,7 +1,7 @@
 //! One ring on its worker: the pass over it, and its ends.
 
 use super::{
-    RingStart, StartError,
+    RingStart, StartError, Tenure,
     mailbox::RingId,
     shared::{HandBack, Shared, add},
 };
@@ -36,6 +36,8 @@ pub(super) struct Ring {
     /// Operations of the handler point into the first and may use the second.
     memory: MemoryLease,
     device: Arc<dyn Device>,
+    /// Only held. Declared after the handler, so let go after it.
+    _tenure: Tenure,
     /// No more pops.
     broken: bool,
     /// The first failed signal was logged.
@@ -117,6 +119,7 @@ impl Ring {
             handler: Some(handler),
             memory,
             device: start.device.clone(),
+            _tenure: start.tenure.clone(),
             broken: false,
             call_failure_logged: false,
             watch: None,

@@ -31,6 +31,7 @@ const SIZE: u16 = 128;
 struct Rig {
     pool: Arc<WorkerPool>,
     device: Arc<TestDevice>,
+    tenure: Arc<()>,
     driver: MockDriver,
     map: Arc<MemoryMap>,
     kick: OwnedFd,
@@ -106,6 +107,7 @@ impl Rig {
         Rig {
             pool: pool.clone(),
             device: Arc::new(TestDevice::default()),
+            tenure: Arc::default(),
             map: Arc::new(memory.map()),
             driver,
             kick: event(),
@@ -131,6 +133,7 @@ impl Rig {
     fn plan(&self, kick: Option<PeerFd>, enabled: bool) -> RingStart {
         let broken = self.broken.clone();
         RingStart {
+            tenure: self.tenure.clone(),
             name: "test".into(),
             index: 0,
             config: QueueConfig {

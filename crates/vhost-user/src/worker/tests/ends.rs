@@ -133,9 +133,16 @@ fn an_abandon_hands_back_at_once_and_the_ghost_keeps_what_io_needs() {
         map.upgrade().is_some(),
         "memory that I/O points into was unmapped"
     );
+    let tenure = Arc::downgrade(&rig.tenure);
+    rig.tenure = Arc::default();
+    assert!(
+        tenure.upgrade().is_some(),
+        "the device was given away with I/O in flight"
+    );
     rig.device.release();
     until("the ghost goes", || handlers.load(Ordering::SeqCst) == 0);
     until("the map goes", || map.upgrade().is_none());
+    until("the device is free", || tenure.upgrade().is_none());
     assert_eq!(rig.driver.used_idx(), 0);
     assert_eq!(count(&rig.call), 0);
     assert_eq!(
