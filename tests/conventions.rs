@@ -9,9 +9,17 @@ use outboard_tests::process::Process;
 
 /// Exit status, stdout and stderr of a command that ends by itself.
 fn run(args: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(binary()).args(args).stdin(Stdio::null()).output().unwrap();
+    let output = Command::new(binary())
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
 }
 
 #[test]
@@ -20,18 +28,34 @@ fn capabilities_are_json_on_stdout_whatever_else_is_asked() {
     for args in [
         &["blk", "--print-capabilities"][..],
         &["--print-capabilities"],
-        &["blk", "--print-capabilities", "--blk-file", "/no/such/image", "--fd", "77"],
+        &[
+            "blk",
+            "--print-capabilities",
+            "--blk-file",
+            "/no/such/image",
+            "--fd",
+            "77",
+        ],
         &["blk", "--no-such-option", "--print-capabilities"],
     ] {
         let (status, stdout, stderr) = run(args);
         assert_eq!((status, stderr.as_str()), (Some(0), ""), "{args:?}");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&stdout).unwrap(), expected, "{args:?}");
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&stdout).unwrap(),
+            expected,
+            "{args:?}"
+        );
     }
 }
 
 #[test]
 fn help_and_version_are_no_errors() {
-    for args in [&["--help"][..], &["blk", "--help"], &["serve", "--help"], &["--version"]] {
+    for args in [
+        &["--help"][..],
+        &["blk", "--help"],
+        &["serve", "--help"],
+        &["--version"],
+    ] {
         let (status, stdout, stderr) = run(args);
         assert_eq!((status, stderr.as_str()), (Some(0), ""), "{args:?}");
         assert!(stdout.contains("outboard"), "{args:?}: {stdout}");
@@ -43,7 +67,13 @@ fn help_and_version_are_no_errors() {
 fn called_as_outboard_blk_it_takes_the_options_of_blk() {
     let site = Site::new();
     site.image("disk.raw", 1 << 20);
-    let args = ["--socket-path", "{}/blk.sock", "--blk-file", "{}/disk.raw", "--read-only"];
+    let args = [
+        "--socket-path",
+        "{}/blk.sock",
+        "--blk-file",
+        "{}/disk.raw",
+        "--read-only",
+    ];
     let mut command = site.command(&args);
     command.arg0("/usr/libexec/outboard-blk");
     let mut process = Process::spawn(command);
@@ -73,10 +103,19 @@ fn a_daemon_that_served_and_idles_is_small_and_silent() {
     let _connection = daemon.connect();
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process.pid())).unwrap();
     let resident = |name: &str| -> u64 {
-        let line = status.lines().find(|line| line.starts_with(name)).expect("a line of /proc/PID/status");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number of KiB")
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(name))
+            .expect("a line of /proc/PID/status");
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|kib| kib.parse().ok())
+            .expect("a number of KiB")
     };
     let (total, own) = (resident("VmRSS:"), resident("RssAnon:"));
     eprintln!("resident: {total} KiB, of which {own} KiB are not files");
-    assert!(total < LIMIT, "{total} KiB are resident, of which {own} KiB are not files");
+    assert!(
+        total < LIMIT,
+        "{total} KiB are resident, of which {own} KiB are not files"
+    );
 }

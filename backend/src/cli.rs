@@ -81,7 +81,7 @@ impl BlkArgs {
 /// `outboard serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// TOML file: one [[device]] table per device
+    /// TOML file: one `[[device]]` table per device
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// Read the file, report what is wrong with it, and exit
