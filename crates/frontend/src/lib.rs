@@ -23,7 +23,7 @@
 //! | chains that no driver would send | [`Driver::submit_chain`], [`ring::SplitRing::write_descriptor`] |
 //! | messages that no front end would send | [`wire::Wire`] |
 //! | data that proves itself | [`verify`] |
-//! | load and figures | [`bench`] |
+//! | load and figures | [`mod@bench`] |
 //! | messages of the back end | [`channel::BackendChannel`] |
 
 pub mod bench;

@@ -1,6 +1,6 @@
 //! `outboard bench`: load on a vhost-user-blk back end, and what it costs that back end.
 //!
-//! One thread per queue runs [`worker`]; the main thread turns the phases (warm-up, measure, stop) and looks at the
+//! One thread per queue runs `worker`; the main thread turns the phases (warm-up, measure, stop) and looks at the
 //! back end's process at the two edges of the measurement, so that warm-up and verification cost nothing in the
 //! figures.
 

@@ -291,7 +291,7 @@ impl Connection {
         })
     }
 
-    /// RESET_DEVICE. The drivers must be [reset](Driver::reset) and their rings started anew.
+    /// RESET_DEVICE. The drivers must be [reset](crate::Driver::reset) and their rings started anew.
     pub fn reset_device(&mut self) -> Result<()> {
         self.message("RESET_DEVICE", |f| f.reset_device())
     }

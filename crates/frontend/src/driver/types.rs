@@ -88,9 +88,9 @@ pub struct RingSetup {
 pub struct Done {
     /// Head of the chain.
     pub head: u16,
-    /// The request's slot; `None` for a chain of [`submit_chain`](Driver::submit_chain) or a raw head.
+    /// The request's slot; `None` for a chain of [`submit_chain`](super::Driver::submit_chain) or a raw head.
     pub slot: Option<Slot>,
-    /// Status byte; [`STATUS_NONE`] if there is no slot or the device wrote nothing.
+    /// Status byte; [`STATUS_NONE`](crate::STATUS_NONE) if there is no slot or the device wrote nothing.
     pub status: u8,
     /// Length in the used element.
     pub used: u32,
