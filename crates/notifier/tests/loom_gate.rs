@@ -253,13 +253,14 @@ fn r15_memory_swap_x_pass() {
 fn r16_lost_pass_x_drain() {
     loom::model(|| {
         let ring = Ring::new(true);
+        // A drain would have to wait for this one.
+        ring.gate.enter().expect("running").leave(1);
         let worker = {
             let ring = ring.clone();
             thread::spawn(move || {
-                if let Some(pass) = ring.gate.enter() {
-                    ring.publish();
-                    drop(pass);
-                }
+                let pass = ring.gate.enter().expect("one is in flight");
+                ring.publish();
+                drop(pass);
             })
         };
         let (release, ran) = Ring::watched(&ring);
@@ -268,6 +269,7 @@ fn r16_lost_pass_x_drain() {
         ring.used();
         worker.join().unwrap();
         assert_eq!(ran.load(Relaxed), 1);
+        assert_eq!(ring.gate.is_closed(), Some(Close::Abandon));
         assert!(ring.gate.enter().is_none());
     });
 }
