@@ -252,7 +252,13 @@ impl Ring {
 
 /// Swaps and waits until the old descriptor is closed: microseconds, never for I/O.
 fn swap(cell: &CallCell, new: Option<PeerFd>) -> Result<(), String> {
-    match cell.swap(new, Release::none()).wait() {
+    let ticket = cell.swap(new, Release::none());
+    // Each swap waits for the one before, so a cell never has more than two: said all the same, since a ring without its
+    // call would be silent.
+    if ticket.refused() {
+        return Err("too many descriptors of this ring are still in use".into());
+    }
+    match ticket.wait() {
         Ok(_) => Ok(()),
         Err(error) => Err(format!(
             "the old descriptor cannot be waited for: {error:?}"
