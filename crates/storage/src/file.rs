@@ -22,6 +22,13 @@
 //! read-modify-write anywhere, and no exclusion to get right. The second depends on the guest: misaligned segments go through a
 //! bounce buffer, piece by piece.
 //!
+//! # Failed flushes
+//!
+//! A page that the kernel cannot write back is reported by one `fdatasync` and dropped; the next one finds nothing wrong, though what
+//! the guest wrote is not on the disk. So after a failed flush through the page cache no flush succeeds until the image is
+//! opened anew: the guest must not be told that its data is safe. Around the page cache nothing is dropped, and a
+//! flush may be tried again.
+//!
 //! # Buffered writes
 //!
 //! All I/O goes through io_uring, also the buffered writes that ext4 makes the kernel hand to its worker threads. `queue` starts
@@ -45,7 +52,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI32, Ordering},
     },
 };
 
@@ -97,6 +104,7 @@ struct Image {
     /// What direct I/O wants; `None`: buffered.
     direct: Option<probe::Alignment>,
     can: Abilities,
+    loss: Loss,
     helper: helper::Helper,
 }
 
@@ -105,6 +113,26 @@ struct Image {
 enum Kind {
     Regular,
     BlockDevice,
+}
+
+/// The errno of the first flush that failed through the page cache; 0: none did. See "Failed flushes".
+struct Loss(AtomicI32);
+
+impl Loss {
+    /// What a flush may say that the kernel found nothing wrong with.
+    fn check(&self) -> Result<(), i32> {
+        // Alone, it orders nothing.
+        match self.0.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            errno => Err(errno),
+        }
+    }
+
+    fn record(&self, errno: i32) {
+        let _ = self
+            .0
+            .compare_exchange(0, errno, Ordering::Relaxed, Ordering::Relaxed);
+    }
 }
 
 /// Ways to zero a range that were not seen to fail yet. Only hints: a stale `true` costs one failed attempt.

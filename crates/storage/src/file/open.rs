@@ -3,14 +3,16 @@
 //! The order matters: nothing is opened before it is known to be a file of the right kind (opening a pipe blocks, opening a tape
 //! rewinds it), nothing is measured before the lock is held, and the only thing ever tried on the image (can it
 //! punch holes? behind its end) comes last. The image is never created, and a refused one is not changed.
-use super::{Abilities, FileDisk, Image, Kind, blockdev, helper::Helper, holder, lock, probe};
+use super::{
+    Abilities, FileDisk, Image, Kind, Loss, blockdev, helper::Helper, holder, lock, probe,
+};
 use crate::uri::{OpenError, OpenOptions};
 use std::{
     fs::{File, Metadata},
     io,
     os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicI32},
     time::{Duration, Instant},
 };
 
@@ -79,6 +81,7 @@ pub(crate) fn open(uri: &str, path: &Path, options: &OpenOptions) -> Result<File
             volatile: options.cache == crate::uri::CacheMode::Unsafe,
             direct,
             can: Abilities::new(),
+            loss: Loss(AtomicI32::new(0)),
             helper: Helper::new(),
         }),
     })

@@ -65,6 +65,10 @@ impl FileQueue {
             Work::Write { durable } => {
                 transfer::write_entry(image, slot, durable, &mut self.bounces)
             }
+            Work::Flush if let Err(errno) = image.loss.check() => {
+                self.settle(key, -errno);
+                return;
+            }
             Work::Flush => opcode::Fsync::new(Fd(image.file.as_raw_fd()))
                 .flags(FsyncFlags::DATASYNC)
                 .build(),
@@ -112,7 +116,9 @@ impl FileQueue {
             return None;
         }
         let next = match (u64::try_from(result), slot.work) {
-            (Ok(_), Work::Settled | Work::Flush | Work::Discard) => Next::Done(Ok(())),
+            (Ok(_), Work::Settled | Work::Discard) => Next::Done(Ok(())),
+            // The error may have gone to another queue's flush, which covered the same pages.
+            (Ok(_), Work::Flush) => Next::Done(image.loss.check()),
             (Ok(count), Work::Read) => transfer::after_read(image, slot, count),
             (Ok(count), Work::Write { .. }) => transfer::after_write(image, slot, count),
             (Ok(count), Work::Zero(method)) => space::after_zero(image, slot, method, count),
@@ -120,6 +126,12 @@ impl FileQueue {
                 (errno, Work::Settled) => Next::Done(Err(errno)),
                 (libc::EINTR, _) => Next::Again,
                 (libc::EAGAIN, _) => Next::Pause,
+                (errno, Work::Flush) => {
+                    if image.direct.is_none() {
+                        image.loss.record(errno);
+                    }
+                    Next::Done(Err(errno))
+                }
                 (errno, Work::Zero(method)) => space::after_failed_zero(image, slot, method, errno),
                 (errno, _) => Next::Done(Err(errno)),
             },

@@ -193,12 +193,34 @@ fn a_resumed_transfer_skips_whole_segments_and_parts() {
 
 #[test]
 fn an_error_of_the_kernel_is_the_operations_error() {
-    let mut bench = Bench::new(CacheMode::Writeback);
     for work in [Work::Read, WRITE, Work::Flush, Work::Discard] {
+        let mut bench = Bench::new(CacheMode::Writeback);
         bench.answered(work, twos(), -libc::EIO);
         let done = bench.finish();
         assert_eq!(done.result.unwrap_err().raw_os_error(), Some(libc::EIO));
         assert_eq!((done.token, done.buf.len()), (77, LEN as u64));
+    }
+}
+
+/// The kernel reports a page that it could not write back once, and drops the page. (Around the page cache there is none to drop.)
+#[test]
+fn after_a_failed_flush_no_flush_through_the_page_cache_succeeds() {
+    for (cache, last) in [
+        (CacheMode::Writeback, Some(libc::EIO)),
+        (CacheMode::None, None),
+    ] {
+        let mut bench = Bench::new(cache);
+        bench.answered(Work::Flush, Buffers::empty(), -libc::EIO);
+        assert!(bench.finish().result.is_err());
+        let errno = |done: Completion| done.result.err().and_then(|e| e.raw_os_error());
+        bench.queue.submit(1, Op::Flush);
+        assert_eq!(errno(bench.finish()), last, "{cache}");
+        // One that was under way when another queue's failed.
+        bench.answered(Work::Flush, Buffers::empty(), 0);
+        assert_eq!(errno(bench.finish()), last, "{cache}");
+        // What is written now is written for good.
+        bench.answered(Work::Write { durable: true }, twos(), LEN as i32);
+        assert_eq!(errno(bench.finish()), None, "{cache}");
     }
 }
 
