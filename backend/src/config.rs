@@ -84,8 +84,8 @@ fn parse(text: &str) -> anyhow::Result<Config> {
     } in file.device
     {
         let endpoint = EndpointSpec::Path(socket);
-        if name.is_empty() {
-            bail!("a device has an empty name");
+        if name.is_empty() || name.contains(char::is_control) {
+            bail!("the device name {name:?} is empty or not printable");
         }
         if devices.iter().any(|other| other.name == name) {
             bail!("two devices are named {name:?}: names must differ");
@@ -216,6 +216,10 @@ mod tests {
     #[test]
     fn names_and_sockets_are_unique() {
         assert!(refusal(&format!("{DISK}{DISK}")).contains("two devices"));
+        for name in ["", r"a\u0000", r"a\n"] {
+            let bad = DISK.replace("name = \"a\"", &format!("name = \"{name}\""));
+            assert!(refusal(&bad).contains("name"), "{name}");
+        }
         let twin = DISK.replace("name = \"a\"", "name = \"b\"");
         assert!(refusal(&format!("{DISK}{twin}")).contains("same socket"));
         assert!(refusal("").contains("device"));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use outboard_devices::blk::{Blk, BlkOptions};
@@ -14,6 +15,9 @@ use tracing::{info, warn};
 
 use crate::endpoint::{BoundPath, EndpointSpec};
 use crate::options::BlkSpec;
+
+/// Signals this soon after the first are the same request: some supervisors send one to the process and one to its group.
+const SAME_REQUEST: Duration = Duration::from_secs(1);
 
 /// A device to serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +41,7 @@ enum Happened {
 /// Either all devices start or none.
 ///
 /// The first signal ends in order: nothing new is taken from the rings, what is in flight completes and is
-/// published, then the sockets close. A second one gives up on I/O that does not complete.
+/// published, then the sockets close. A second one, a second or more later, gives up on I/O that does not complete.
 pub fn run(devices: Vec<DeviceSpec>, workers: Option<u16>) -> anyhow::Result<()> {
     // What was inherited, before anything of our own gets the number of what was not.
     let claims = devices
@@ -89,9 +93,11 @@ pub fn run(devices: Vec<DeviceSpec>, workers: Option<u16>) -> anyhow::Result<()>
             }
         }
     }
+    let asked = Instant::now();
     while left > 0 {
         match happened.recv().context("the signal thread is gone")? {
             Happened::Ended => left -= 1,
+            Happened::Signal(_) if asked.elapsed() < SAME_REQUEST => {}
             Happened::Signal(_) => {
                 warn!("second signal: giving up on I/O in flight");
                 bail!("stopped by a second signal with I/O in flight");

@@ -11,6 +11,7 @@ mod endpoint;
 mod logging;
 mod options;
 
+use std::io::{Write, stderr};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -55,7 +56,7 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("outboard: {error:#}");
+            complain(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -76,6 +77,19 @@ fn usage(error: &clap::Error) -> ExitCode {
             _ => ExitCode::from(USAGE),
         };
     }
-    eprintln!("outboard: {}", cli::one_line(error));
+    complain(&cli::one_line(error));
     ExitCode::from(USAGE)
+}
+
+/// One line on stderr, whatever names are in it. If stderr is gone too, the status has to say it.
+fn complain(error: &str) {
+    let mut line = String::with_capacity(error.len());
+    for c in error.chars() {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    let _ = writeln!(stderr(), "outboard: {line}");
 }

@@ -3,13 +3,19 @@
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// How long another daemon may take its turn in the directory: its turn is a few system calls.
+const TURN: Duration = Duration::from_secs(5);
 
 /// The socket file we made; removed on drop if it is still the one we made.
 #[derive(Debug)]
@@ -37,6 +43,12 @@ pub fn bind(path: &Path) -> anyhow::Result<(UnixListener, BoundPath)> {
     let Some(name) = path.file_name() else {
         bail!("socket {shown}: the path has no file name");
     };
+    if SocketAddr::from_pathname(path).is_err() {
+        bail!(
+            "socket {shown}: no unix socket can have this path of {} bytes; choose one of at most 107",
+            path.as_os_str().len()
+        );
+    }
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
@@ -58,10 +70,15 @@ pub fn bind(path: &Path) -> anyhow::Result<(UnixListener, BoundPath)> {
     let mut beside = OsString::from(".");
     beside.push(name);
     beside.push(format!(".{}", std::process::id()));
+    // A socket's address is shorter than a path may be, and this name is longer than the one asked for: then the way to it
+    // leads through the open directory.
+    let through = format!("/proc/self/fd/{}", turn.as_raw_fd());
+    let short = Path::new(&through).join(&beside);
     let beside = dir.join(beside);
     let _ = fs::remove_file(&beside);
-    let listener =
-        UnixListener::bind(&beside).with_context(|| format!("socket {shown}: cannot listen"))?;
+    let fits = SocketAddr::from_pathname(&beside).is_ok();
+    let listener = UnixListener::bind(if fits { &beside } else { &short })
+        .with_context(|| format!("socket {shown}: cannot listen"))?;
     let identity = identity(&beside).with_context(|| format!("socket {shown}"))?;
     if let Err(error) = fs::rename(&beside, path) {
         let _ = fs::remove_file(&beside);
@@ -77,11 +94,20 @@ pub fn bind(path: &Path) -> anyhow::Result<(UnixListener, BoundPath)> {
     ))
 }
 
+/// Anybody who can open the directory can lock it for good, so the wait has an end.
 fn wait_for_turn(dir: &File) -> io::Result<()> {
-    match dir.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => dir.lock(),
-        Err(TryLockError::Error(error)) => Err(error),
+    let deadline = Instant::now() + TURN;
+    loop {
+        match dir.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::other("another process holds a lock on it"));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
     }
 }
 
@@ -149,6 +175,35 @@ mod tests {
         let (_successor, _kept) = bind(&path).unwrap();
         drop(bound);
         UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn every_path_that_a_socket_can_have_is_served_and_a_longer_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        // Room for a name of one letter, and for one of two.
+        let deep = dir
+            .path()
+            .join("d".repeat(105 - dir.path().as_os_str().len() - 1));
+        fs::create_dir(&deep).unwrap();
+        let path = deep.join("s");
+        assert_eq!(path.as_os_str().len(), 107);
+        let (_listener, bound) = bind(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        drop(bound);
+        let error = bind(&deep.join("ss")).unwrap_err().to_string();
+        assert!(error.contains("108 bytes"), "{error}");
+        assert_eq!(fs::read_dir(&deep).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_stays_locked_is_an_error_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = File::open(dir.path()).unwrap();
+        other.lock().unwrap();
+        let error = format!("{:#}", bind(&dir.path().join("s")).unwrap_err());
+        assert!(error.contains("holds a lock"), "{error}");
+        other.unlock().unwrap();
+        bind(&dir.path().join("s")).unwrap();
     }
 
     #[test]
