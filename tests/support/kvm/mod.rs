@@ -7,7 +7,6 @@ pub mod back_end;
 pub mod program;
 pub mod vm;
 
-use std::io::Write;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -30,8 +29,7 @@ pub fn usable(test: &str) -> bool {
                 std::env::var("REQUIRE_KVM").as_deref() != Ok("1"),
                 "{test}: KVM does not work here, and REQUIRE_KVM=1 says that it must: {reason}"
             );
-            // Not by eprintln!, which the test harness hides where the test passes.
-            writeln!(std::io::stderr(), "SKIP(kvm): {test}: {reason}").ok();
+            crate::skip("kvm", test, reason);
             false
         }
     }
