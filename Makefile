@@ -15,9 +15,10 @@ lint:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
-# Licences, duplicate and banned packages, sources. cargo-deny takes minutes to build, once; it is kept in build/tools.
-deny: build/tools/bin/cargo-deny
-	build/tools/bin/cargo-deny --workspace check licenses bans sources
+# Licences, banned packages, sources. Where there is no cargo-deny it is built, once, in minutes, and kept in build/tools.
+CARGO_DENY ?= $(or $(shell command -v cargo-deny),build/tools/bin/cargo-deny)
+deny: $(CARGO_DENY)
+	$(CARGO_DENY) --workspace check --hide-inclusion-graph licenses bans sources
 
 build/tools/bin/cargo-deny:
 	$(CARGO) install --locked --quiet --root build/tools --version 0.20.2 cargo-deny
