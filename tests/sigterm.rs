@@ -137,7 +137,7 @@ fn a_drain_waits_for_slow_requests_and_signals_their_end() {
     );
     // Twice, as from a supervisor that signals the process and its group.
     let socket = site.path("blk.sock");
-    let pid = daemon.process.pid() as i32;
+    let pid = daemon.process.pid();
     let mut again = true;
     terminate(&mut daemon.process, "32 requests of 300 to 600 ms", || {
         if again && !socket.exists() {

@@ -29,7 +29,11 @@ pub fn available(test: &str) -> bool {
             std::env::var("CI").as_deref() != Ok("true"),
             "{test}: qemu-storage-daemon is missing (Debian: qemu-utils)"
         );
-        crate::skip("qemu-storage-daemon", test, "not found (Debian: qemu-utils)");
+        crate::skip(
+            "qemu-storage-daemon",
+            test,
+            "not found (Debian: qemu-utils)",
+        );
     }
     found
 }
