@@ -69,6 +69,9 @@ pub enum QueueError {
     /// 2.7.5.2: a chain is at most 2^32 bytes long.
     #[error("the chain at descriptor {0} is longer than 2^32 bytes")]
     TooLong(u16),
+    /// Its buffers run over more regions of guest memory than a chain can have descriptors.
+    #[error("the chain at descriptor {0} lies in more than 32768 pieces")]
+    TooManyPieces(u16),
     /// 2.7.4.2: device-readable buffers come before device-writable ones.
     #[error("the chain at descriptor {0} has a readable buffer after a writable one")]
     Order(u16),

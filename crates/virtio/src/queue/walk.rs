@@ -7,6 +7,9 @@ use crate::memory::OutOfMemory;
 
 /// The most descriptors of an indirect table: the largest queue size (2.7).
 const MAX_INDIRECT: u32 = 32768;
+/// The most pieces of a chain in host memory. A buffer is one, or one for each region that it runs over: that is beyond a chain's
+/// natural bound only if the front end cut guest memory into crumbs, to have us keep a long list for a short request.
+const MAX_PIECES: usize = MAX_INDIRECT as usize;
 /// The most bytes of a chain (2.7.5.2).
 const MAX_BYTES: u64 = 1 << 32;
 
@@ -180,6 +183,10 @@ impl<'a> Walk<'a> {
                     iov_len: piece as usize,
                 });
             })
-            .map_err(|range: OutOfMemory| QueueError::Memory { head, range })
+            .map_err(|range: OutOfMemory| QueueError::Memory { head, range })?;
+        if self.readable.len() + self.writable.len() > MAX_PIECES {
+            return Err(QueueError::TooManyPieces(head));
+        }
+        Ok(())
     }
 }

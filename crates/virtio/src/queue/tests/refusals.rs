@@ -263,6 +263,28 @@ fn s2_7_5_2_a_chain_does_not_loop() {
     assert_eq!(error, QueueError::Endless { head: 0, size: 3 });
 }
 
+/// A front end that cuts guest memory into crumbs multiplies every buffer; what one chain may cost us stays bounded.
+#[test]
+fn a_chain_over_many_regions_is_bounded_in_pieces() {
+    const CRUMBS: u64 = 100;
+    let at = 0x100000;
+    let crumbs = (0..CRUMBS).map(|n| (at + 16 * n, 16));
+    let regions: Vec<_> = [(0, at)].into_iter().chain(crumbs).collect();
+    let memory = MockMemory::new(&regions);
+    let over_all = Buffer::writable(at, 16 * CRUMBS as u32);
+    for (buffers, pieces) in [(327, Some(32700)), (328, None)] {
+        let (mut driver, mut queue) = ring(&memory, 8, INDIRECT);
+        let head = driver
+            .add_indirect(0x1000, &vec![over_all; buffers])
+            .unwrap();
+        driver.make_available();
+        let found = queue
+            .pop()
+            .map(|chain| chain.unwrap().writable.iovecs().len());
+        assert_eq!(found, pieces.ok_or(QueueError::TooManyPieces(head)));
+    }
+}
+
 #[test]
 fn s2_7_5_2_a_chain_is_at_most_4_gib_long() {
     // Sparse memory: nothing of it is ever touched.
