@@ -41,9 +41,12 @@ impl Session {
                 })?;
         }
         self.memory = map;
-        // A front end may give the kick before the memory.
+        // A front end may give the kick before the memory, and the memory region by region: a ring that lies nowhere waits
+        // for the next.
         for index in 0..self.rings.len() {
-            self.try_start(index)?;
+            if self.rings.get(index).is_some_and(|r| r.fits(&self.memory)) {
+                self.try_start(index)?;
+            }
         }
         Ok(Outcome::Done)
     }

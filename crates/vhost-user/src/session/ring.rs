@@ -148,7 +148,14 @@ impl Ring {
         swap(&self.err, err)
     }
 
-    /// Starts the ring if everything is known that it needs, and does nothing otherwise. True if it was started.
+    /// False if an address it was given lies in no region of `memory`.
+    pub fn fits(&self, memory: &MemoryMap) -> bool {
+        let placed = self.settings.config(|a| memory.user_to_guest(a), 0);
+        !matches!(placed, Some(Err(_)))
+    }
+
+    /// Starts the ring if everything is known that it needs, and does nothing otherwise. True if it was started. A call
+    /// descriptor that is there is signalled once.
     pub fn try_start(&mut self, around: &Surroundings<'_>) -> Result<bool, String> {
         if !matches!(self.life, Life::Stopped) || matches!(self.kick, Kick::Unset) {
             return Ok(false);
@@ -187,6 +194,9 @@ impl Ring {
         };
         let running = around.pool.start(start).map_err(|e| e.to_string())?;
         self.life = Life::Running(running, config);
+        // What was used before may never have been signalled (a back end that died after publishing it), and a driver that
+        // waits for that interrupt asks for no other. Errors are the front end's loss, as in `set_call`.
+        let _ = self.call.signal();
         Ok(true)
     }
 

@@ -119,6 +119,28 @@ fn set_up_in_another_order() {
     bench.quiet();
 }
 
+/// The kick before the memory, and the memory region by region: the ring starts when the region that it lies in comes.
+#[test]
+fn a_ring_waits_for_the_region_it_lies_in() {
+    let bench = Bench::new();
+    let front = bench.connect();
+    front.negotiate(FEATURES);
+    let mut guest = Guest::new(0);
+    guest.give_kick(&front);
+    guest.give_ring(&front);
+    guest.enable(&front, true);
+    guest.offer();
+    let elsewhere = 1 << 40;
+    let ([at, size, user, offset], file) = region_of(&guest.memory);
+    let other = [at + elsewhere, size, user + elsewhere, offset];
+    front.ok(ADD_MEM_REG, &single(other), &[file.as_fd()]);
+    guest.give_memory(&front);
+    guest.used();
+    guest.round_trip();
+    drop((front, guest, file));
+    bench.quiet();
+}
+
 /// A firmware uses one ring and tells of the others only in part.
 #[test]
 fn rings_set_up_in_part_do_not_start() {
@@ -421,6 +443,28 @@ fn a_hang_up_under_io_abandons_and_the_next_front_end_waits_for_its_end() {
         bench.quiet();
         assert_eq!(guest.driver.used_idx(), 0);
     }
+}
+
+/// A back end that died between publishing and signalling leaves a driver that waits for an interrupt, and with EVENT_IDX
+/// will not ask for another: whoever serves the ring next owes it.
+#[test]
+fn a_start_signals_what_the_back_end_before_may_have_owed() {
+    let bench = Bench::new();
+    let mut guest = Guest::new(0);
+    let front = bench.connect();
+    guest.boot(&front);
+    guest.offer();
+    eventually("the request is used", || guest.driver.used_idx() == 1);
+    bench.gone(front);
+    // The interrupt never got there; the driver, which has not looked, asks for one after the first element still.
+    count(&guest.call);
+    let front = bench.connect();
+    guest.boot(&front);
+    eventually("the interrupt", || count(&guest.call) > 0);
+    guest.used();
+    guest.round_trip();
+    drop((front, guest));
+    bench.quiet();
 }
 
 #[test]
