@@ -11,8 +11,10 @@ use std::os::fd::AsRawFd;
 
 /// The kernel takes no more segments in one operation.
 const MAX_SEGMENTS: usize = 1024;
-/// Nor, in one operation on a single segment, more than 2 GiB less a page; a round number keeps what is left aligned.
-const MAX_LENGTH: usize = 1 << 30;
+/// What one operation takes of a longer transfer, in bytes. The kernel would take 2 GiB, and what lies in the page cache it copies
+/// while the worker submits: all rings of the worker would wait for one guest's copy. Beyond what guests ask for in one request,
+/// and a round number, which keeps what is left aligned.
+pub(super) const MAX_LENGTH: usize = 4 << 20;
 /// `RWF_DSYNC`: the bytes are on stable storage when the write completes.
 const RWF_DSYNC: i32 = libc::RWF_DSYNC;
 
@@ -40,11 +42,11 @@ pub(super) fn read_entry(image: &Image, slot: &mut Slot, bounces: &mut BouncePoo
             .offset(at)
             .build();
     }
-    match segments_left(slot) {
+    match next_segments(slot) {
         [one] => opcode::Read::new(fd, one.iov_base.cast(), one.iov_len.min(MAX_LENGTH) as u32)
             .offset(at)
             .build(),
-        many => opcode::Readv::new(fd, many.as_ptr(), many.len().min(MAX_SEGMENTS) as u32)
+        many => opcode::Readv::new(fd, many.as_ptr(), many.len() as u32)
             .offset(at)
             .build(),
     }
@@ -71,26 +73,30 @@ pub(super) fn write_entry(
             .rw_flags(flags)
             .build();
     }
-    match segments_left(slot) {
+    match next_segments(slot) {
         [one] => opcode::Write::new(fd, one.iov_base.cast(), one.iov_len.min(MAX_LENGTH) as u32)
             .offset(at)
             .rw_flags(flags)
             .build(),
-        many => opcode::Writev::new(fd, many.as_ptr(), many.len().min(MAX_SEGMENTS) as u32)
+        many => opcode::Writev::new(fd, many.as_ptr(), many.len() as u32)
             .offset(at)
             .rw_flags(flags)
             .build(),
     }
 }
 
-/// The segments not yet transferred. The list stays where it is until the slot is started again.
-pub(super) fn segments_left(slot: &mut Slot) -> &[libc::iovec] {
+/// The next segments to transfer: at most [`MAX_SEGMENTS`] of at most [`MAX_LENGTH`] in all, or one that is longer. The list
+/// stays where it is until the slot is started again.
+pub(super) fn next_segments(slot: &mut Slot) -> &[libc::iovec] {
     if slot.done == 0 {
-        return slot.buf.iovecs();
+        return first_of(slot.buf.iovecs());
     }
     slot.rest.clear();
     let mut skip = slot.done;
     for segment in slot.buf.iovecs() {
+        if slot.rest.len() == MAX_SEGMENTS {
+            break;
+        }
         let len = segment.iov_len as u64;
         if skip >= len {
             skip -= len;
@@ -103,7 +109,16 @@ pub(super) fn segments_left(slot: &mut Slot) -> &[libc::iovec] {
         });
         skip = 0;
     }
-    &slot.rest
+    first_of(&slot.rest)
+}
+
+fn first_of(segments: &[libc::iovec]) -> &[libc::iovec] {
+    let mut length = 0_usize;
+    let fit = segments.iter().take(MAX_SEGMENTS).take_while(|segment| {
+        length = length.saturating_add(segment.iov_len);
+        length <= MAX_LENGTH
+    });
+    segments.get(..fit.count().max(1)).unwrap_or_default()
 }
 
 /// What follows a read of `count` bytes.

@@ -183,12 +183,62 @@ fn a_resumed_transfer_skips_whole_segments_and_parts() {
     ] {
         let slot = slots.get_mut(key).unwrap();
         slot.done = done;
-        let left: Vec<_> = transfer::segments_left(slot)
+        let left: Vec<_> = transfer::next_segments(slot)
             .iter()
             .map(|v| (v.iov_base.addr() - base, v.iov_len))
             .collect();
         assert_eq!(left, wanted);
     }
+}
+
+/// One guest's huge transfer from the page cache must not be one copy that every ring of the worker waits for.
+#[test]
+fn a_long_transfer_is_cut_into_operations() {
+    const MAX: usize = transfer::MAX_LENGTH;
+    let whole = Buffers::alloc(3 * MAX, 4096);
+    let base = whole.iovecs()[0].iov_base;
+    let segments = |lens: &[usize]| {
+        let mut at = 0;
+        let iov = lens.iter().map(|&len| {
+            at += len;
+            libc::iovec {
+                iov_base: base.wrapping_byte_add(at - len),
+                iov_len: len,
+            }
+        });
+        // SAFETY: `whole` lives to the end of the test and is longer than the segments together.
+        unsafe { Buffers::from_raw(iov.collect(), std::rc::Rc::new(())) }
+    };
+    for (lens, done, wanted) in [
+        (vec![3 * MAX], 0, vec![3 * MAX]),
+        (vec![MAX / 2; 6], 0, vec![MAX / 2; 2]),
+        (vec![MAX / 2; 6], MAX, vec![MAX / 2; 2]),
+        (vec![512, MAX, 512], 0, vec![512]),
+        (vec![512, MAX, 512], 512, vec![MAX]),
+        (vec![16; 3000], 0, vec![16; 1024]),
+        (vec![16; 3000], 16, vec![16; 1024]),
+        (vec![16; 3000], 16 * 2999, vec![16]),
+    ] {
+        let mut slots = Slots::default();
+        let len = lens.iter().sum::<usize>() as u64;
+        let key = slots.insert(0, Work::Read, 0, len, segments(&lens));
+        let slot = slots.get_mut(key).unwrap();
+        slot.done = done as u64;
+        let next = transfer::next_segments(slot).iter().map(|v| v.iov_len);
+        assert_eq!(next.collect::<Vec<_>>(), wanted);
+    }
+
+    let mut bench = Bench::new(CacheMode::Writeback);
+    let file = std::fs::File::options().write(true).open(&bench.path);
+    file.unwrap().set_len(3 * MAX as u64).unwrap();
+    let image = Arc::get_mut(&mut bench.queue.image).expect("the queue alone has it");
+    image.size = 3 * MAX as u64;
+    let before = bench.reactor.counters().sqes;
+    let buf = segments(&[3 * MAX]);
+    bench.queue.submit(1, Op::Read { offset: 0, buf });
+    bench.finish().result.unwrap();
+    assert_eq!(bench.reactor.counters().sqes - before, 3);
+    assert_eq!(bytes(&whole)[..LEN], [1; LEN]);
 }
 
 #[test]
