@@ -1,7 +1,9 @@
 //! The handler of one request queue: chains in, disk operations out, statuses back.
 //!
 //! A request that needs the disk waits in a slab; its key is the token of all its operations. A request of several
-//! segments is as many operations under one token and ends with the last of them; the first failure decides the status.
+//! segments is as many operations, one after the other, and ends with the last of them or the first that fails. So a ring
+//! has no more operations in flight than requests: a guest that fills it with long lists makes neither the disk's
+//! memory nor the kernel's grow with them.
 //! Nothing is allocated per request: the slab grows to the largest number ever in flight and stays.
 //!
 //! `used.len` counts the bytes of data that were written, plus one for the status. After a failed read or a refused
@@ -10,7 +12,7 @@
 
 use super::{
     cache::Cache,
-    request::{ID_BYTES, Parsed, Request, Rules, Segment, parse},
+    request::{ID_BYTES, Parsed, Request, Rules, Segment, Segments, parse},
     status::Status,
 };
 use outboard_reactor::Buffers;
@@ -20,7 +22,7 @@ use outboard_virtio::{
     queue::{Queue, QueueError},
 };
 use slab::Slab;
-use std::{io, sync::Arc};
+use std::{io, mem, sync::Arc};
 use tracing::{debug, error, warn};
 
 /// One queue of a [`super::Blk`], on its worker's thread.
@@ -41,9 +43,11 @@ struct Pending {
     status: Buffers,
     /// Bytes of data in the guest's buffer if all goes well.
     data: u64,
-    /// Operations submitted and not finished.
-    operations: u32,
     outcome: Status,
+    /// Segments not yet begun, the next one last.
+    segments: Segments,
+    /// What is done to each.
+    operation: fn(Segment) -> Op,
     /// A flush follows the last operation (discards and zeroes of a write-through cache).
     flush_after: bool,
 }
@@ -123,8 +127,9 @@ impl BlkQueue {
             head,
             status,
             data: 0,
-            operations: 1,
             outcome: Status::Ok,
+            segments: Segments::new(),
+            operation: discard,
             flush_after: false,
         };
         match request {
@@ -151,19 +156,11 @@ impl BlkQueue {
                 let token = self.hold(pending);
                 self.io.submit(token, Op::Flush);
             }
-            Ok(Request::Discard(segments)) => {
-                self.submit_segments(pending, &segments, |s| Op::Discard {
-                    offset: s.offset,
-                    len: s.len,
-                });
-            }
-            Ok(Request::WriteZeroes(segments)) => {
+            Ok(Request::Discard(segments)) => self.start_segments(pending, segments, discard),
+            Ok(Request::WriteZeroes(mut segments)) => {
                 let may_unmap = self.disk.limits().write_zeroes_may_unmap;
-                self.submit_segments(pending, &segments, |s| Op::WriteZeroes {
-                    offset: s.offset,
-                    len: s.len,
-                    unmap: s.unmap && may_unmap,
-                });
+                segments.iter_mut().for_each(|s| s.unmap &= may_unmap);
+                self.start_segments(pending, segments, write_zeroes);
             }
             Ok(Request::GetId { data }) => {
                 let written = data.copy_from(0, &self.id) as u64;
@@ -178,21 +175,37 @@ impl BlkQueue {
         Ok(())
     }
 
-    fn submit_segments(
+    fn start_segments(
         &mut self,
         pending: Pending,
-        segments: &[Segment],
-        op: impl Fn(&Segment) -> Op,
+        mut segments: Segments,
+        operation: fn(Segment) -> Op,
     ) {
+        segments.reverse();
         let flush_after = self.cache.is_write_through();
         let token = self.hold(Pending {
-            operations: segments.len() as u32,
+            segments,
+            operation,
             flush_after,
             ..pending
         });
-        for segment in segments {
-            self.io.submit(token, op(segment));
-        }
+        self.go_on(token);
+    }
+
+    /// Submits the next operation of a request, if there is one left.
+    fn go_on(&mut self, token: u32) -> bool {
+        let Some(pending) = self.pending.get_mut(token as usize) else {
+            return false;
+        };
+        let op = if let Some(segment) = pending.segments.pop() {
+            (pending.operation)(segment)
+        } else if mem::take(&mut pending.flush_after) {
+            Op::Flush
+        } else {
+            return false;
+        };
+        self.io.submit(token, op);
+        true
     }
 
     /// Keeps a request until [`BlkQueue::finish`] gives it back.
@@ -201,8 +214,8 @@ impl BlkQueue {
         self.pending.insert(pending) as u32
     }
 
-    /// Counts one finished operation; the request, if it was the last. `go_on`: what is still to be done for the request may
-    /// be submitted.
+    /// Takes the result of an operation; the request, if that was its last. `go_on`: what is still to be done for the
+    /// request may be submitted.
     fn finish(&mut self, token: u32, result: io::Result<()>, go_on: bool) -> Option<Pending> {
         let key = token as usize;
         let Some(pending) = self.pending.get_mut(key) else {
@@ -212,27 +225,25 @@ impl BlkQueue {
             );
             return None;
         };
-        pending.operations = pending.operations.saturating_sub(1);
         if let Err(failure) = result {
-            if pending.outcome == Status::Ok {
-                pending.outcome = status_of(&failure);
-            }
+            pending.outcome = status_of(&failure);
             self.failures += 1;
             if self.failures.is_power_of_two() {
                 warn!(disk = self.disk.name(), failures = self.failures, %failure, "a disk operation failed");
             }
-        }
-        if pending.operations > 0 {
-            return None;
-        }
-        if go_on && pending.flush_after && pending.outcome == Status::Ok {
-            pending.flush_after = false;
-            pending.operations = 1;
-            self.io.submit(token, Op::Flush);
+        } else if go_on && self.go_on(token) {
             return None;
         }
         self.pending.try_remove(key)
     }
+}
+
+fn discard(Segment { offset, len, .. }: Segment) -> Op {
+    Op::Discard { offset, len }
+}
+
+fn write_zeroes(Segment { offset, len, unmap }: Segment) -> Op {
+    Op::WriteZeroes { offset, len, unmap }
 }
 
 /// The disk's failure as the driver knows failures.

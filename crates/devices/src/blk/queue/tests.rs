@@ -209,7 +209,7 @@ fn a_failed_operation_is_ioerr_and_an_unsupported_one_unsupp() {
 }
 
 #[test]
-fn each_segment_is_an_operation_and_the_request_ends_with_the_last() {
+fn segments_are_operations_one_after_the_other_and_the_request_ends_with_the_last() {
     let mut h = Harness::new(disk());
     h.disk.hold();
     let head = h.send(
@@ -217,37 +217,19 @@ fn each_segment_is_an_operation_and_the_request_ends_with_the_last() {
         &Layout::default(),
     );
     h.pass().unwrap();
-    assert_eq!(
-        h.disk.asked(),
-        [
-            Asked::Discard {
-                offset: 0,
-                len: 4096
-            },
-            Asked::Discard {
-                offset: 8192,
-                len: 4096
-            },
-            Asked::Discard {
-                offset: 20480,
-                len: 1024
-            },
-        ]
-    );
-    for _ in 0..2 {
-        h.disk.release(1);
-        h.completions();
+    for (offset, len) in [(0, 4096), (8192, 4096), (20480, 1024)] {
         assert!(h.answers().is_empty());
         assert_eq!(h.handler.in_flight(), 1);
+        assert_eq!(h.disk.asked(), [Asked::Discard { offset, len }]);
+        h.disk.release(0);
+        h.completions();
     }
-    h.disk.release(0);
-    h.completions();
     assert_eq!(h.answers(), [(head, status(OK))]);
     assert_eq!(h.handler.in_flight(), 0);
 }
 
 #[test]
-fn one_failed_segment_fails_the_request_after_all_of_them_ended() {
+fn the_first_segment_that_fails_ends_the_request() {
     for failing in 0..3 {
         let mut h = Harness::new(disk());
         h.disk.fail(failing, io::ErrorKind::Other);
@@ -255,7 +237,7 @@ fn one_failed_segment_fails_the_request_after_all_of_them_ended() {
             h.ask(&zeroes(&[(0, 1, 0), (1, 1, 0), (2, 1, 0)])),
             status(IOERR)
         );
-        assert_eq!(h.disk.asked().len(), 3);
+        assert_eq!(h.disk.asked().len(), failing + 1);
         assert_eq!(h.handler.in_flight(), 0);
     }
 }
@@ -450,9 +432,9 @@ fn an_abandoned_ring_is_left_alone_while_its_operations_end() {
     h.disk.asked();
     let before = h.memory.read(0, 1 << 20);
     assert_eq!(h.handler.reap(), 3, "nothing ended yet");
-    h.disk.release(1); // one of the two segments
-    assert_eq!(h.handler.reap(), 3);
-    [0, 0, 0]
+    h.disk.release(1); // the first of the two segments
+    assert_eq!(h.handler.reap(), 2);
+    [0, 0]
         .into_iter()
         .for_each(|position| h.disk.release(position));
     assert_eq!(h.handler.reap(), 0);
@@ -463,7 +445,7 @@ fn an_abandoned_ring_is_left_alone_while_its_operations_end() {
     );
     assert!(
         h.disk.asked().is_empty(),
-        "no flush after the discard: nobody waits for it"
+        "neither the second segment nor a flush: nobody waits for them"
     );
     assert!(
         h.disk.bytes()[512..1024].iter().all(|byte| *byte == 9),
