@@ -45,10 +45,21 @@ fn a_missing_image_is_named_and_not_made() {
     );
 }
 
+/// A name with a newline must not look like two lines of the log.
+#[test]
+fn a_name_with_control_characters_is_shown_in_one_line() {
+    let site = Site::new();
+    refused_with(
+        &site,
+        &blk(&["--blk-file", "{}/a\nb\u{1b}[31m"]),
+        &[r"a\nb\u{1b}[31m"],
+    );
+}
+
 #[test]
 fn a_directory_is_no_image() {
     let site = Site::new();
-    refused_with(&site, &blk(&["--blk-file", "{}"]), &["directory"]);
+    refused_with(&site, &blk(&["--blk-file", "{}"]), &["is a directory"]);
 }
 
 #[test]
@@ -182,7 +193,11 @@ fn bad_descriptors_are_refused() {
         &[&["blk", "--fd", "-1"], &disk[..]].concat(),
         &["-1"],
     );
-    refused_with(&site, &[&["blk", "--fd", "2"], &disk[..]].concat(), &["2"]);
+    refused_with(
+        &site,
+        &[&["blk", "--fd", "2"], &disk[..]].concat(),
+        &["stderr"],
+    );
     let file: OwnedFd = std::fs::File::create(site.path("file")).unwrap().into();
     let line = refused(inheriting(&site, &file, &disk));
     assert!(line.contains("not a unix stream socket"), "{line}");
@@ -285,7 +300,7 @@ fn a_configuration_with_an_unknown_key_is_refused_with_the_nearest_name() {
             &["line 1", "worker", "workers"][..],
         ),
         (format!("{device}num-queues = 0\n"), &["num-queues"][..]),
-        (format!("{device}{device}"), &["a"][..]),
+        (format!("{device}{device}"), &["two devices"][..]),
         (device.replace("blk", "floppy"), &["floppy"][..]),
         ("[[device]\n".to_owned(), &["line 1"][..]),
     ] {
