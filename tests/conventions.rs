@@ -83,6 +83,28 @@ fn called_as_outboard_blk_it_takes_the_options_of_blk() {
     assert!(connection.has(virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_F_RO));
 }
 
+/// The soft limit that a supervisor leaves in place is too small for some guests with many regions and rings.
+#[test]
+fn the_daemon_may_open_as_many_files_as_the_hard_limit_allows() {
+    let site = Site::new();
+    let daemon = site.command(&["blk", "--socket-path", "{}/blk.sock", "--disk", "null:1M"]);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -Sn 200; exec \"$0\" \"$@\""])
+        .arg(daemon.get_program())
+        .args(daemon.get_args())
+        .stdout(Stdio::null());
+    let mut process = Process::spawn(command);
+    process.wait_listening(&site.path("blk.sock"));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.pid())).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let numbers: Vec<_> = line.unwrap().split_whitespace().skip(3).take(2).collect();
+    assert_ne!(numbers[0], "200", "{limits}");
+    assert_eq!(numbers[0], numbers[1], "{limits}");
+}
+
 #[test]
 fn a_daemon_that_served_and_idles_is_small_and_silent() {
     const LIMIT: u64 = 10 << 10;

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use outboard_devices::blk::{Blk, BlkOptions};
 use outboard_vhost_user::server::Server;
 use outboard_vhost_user::worker::WorkerPool;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{info, warn};
@@ -48,6 +49,7 @@ pub fn run(devices: Vec<DeviceSpec>, workers: Option<u16>) -> anyhow::Result<()>
         .iter()
         .map(|spec| in_device(spec, spec.endpoint.claim()))
         .collect::<anyhow::Result<Vec<_>>>()?;
+    raise_descriptor_limit();
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot catch signals")?;
     // All disks, then all sockets: a disk that is refused leaves every path as it was.
     let opened = devices
@@ -105,6 +107,19 @@ pub fn run(devices: Vec<DeviceSpec>, workers: Option<u16>) -> anyhow::Result<()>
         }
     }
     Ok(())
+}
+
+/// As many descriptors as this process may have at all: every region of a guest's memory and every ring of every guest takes some, and
+/// one guest that takes many must not leave the others without. (The usual soft limit of 1024 is for programs that call select(2).)
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(soft = limit.current, %error, "the limit of open files cannot be raised");
+    }
 }
 
 fn in_device<T>(spec: &DeviceSpec, result: anyhow::Result<T>) -> anyhow::Result<T> {
