@@ -1,4 +1,4 @@
-use super::{MAX_REGIONS, RegionInfo};
+use super::{MAX_BYTES, MAX_REGIONS, RegionInfo};
 use std::io;
 
 /// Why a memory table, or one region of it, was refused. Nothing stays mapped of what was refused.
@@ -7,6 +7,9 @@ pub enum MemoryError {
     /// The table has no room for another region.
     #[error("a memory table holds at most {MAX_REGIONS} regions: remove one first")]
     TooMany,
+    /// The regions have so many bytes together.
+    #[error("a memory table of {0:#x} bytes: it may have at most {MAX_BYTES:#x}")]
+    TooLarge(u64),
     /// A region of no bytes.
     #[error("{0} is empty")]
     Empty(RegionInfo),

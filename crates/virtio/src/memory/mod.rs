@@ -22,6 +22,10 @@ use std::{fmt, fs::File, rc::Rc, sync::Arc};
 /// The most regions a table may hold: what vhost itself accepts from QEMU, and what we answer to GET_MAX_MEM_SLOTS.
 pub const MAX_REGIONS: usize = 509;
 
+/// The most bytes of a table: a quarter of a process' 2^47. Memory that is only promised costs nothing but addresses, and without
+/// addresses left, neither another guest's memory nor our own heap could be mapped.
+pub const MAX_BYTES: u64 = 1 << 45;
+
 /// One region as vhost-user describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegionInfo {
@@ -91,12 +95,11 @@ impl MemoryMap {
     ///
     /// # Errors
     /// Refuses the whole table when one region is empty, wraps, overlaps another in guest or user addresses, is no regular file or
-    /// memfd, ends behind the end of its file, cannot be mapped, or when there are more than [`MAX_REGIONS`].
+    /// memfd, ends behind the end of its file, cannot be mapped, or when there are more than [`MAX_REGIONS`] or
+    /// more than [`MAX_BYTES`] in all.
     pub fn from_files(regions: Vec<(RegionInfo, File)>) -> Result<MemoryMap, MemoryError> {
         // Counted first: nothing of an oversized table is mapped.
-        if regions.len() > MAX_REGIONS {
-            return Err(MemoryError::TooMany);
-        }
+        check_totals(regions.iter().map(|(info, _)| info))?;
         let regions = regions
             .into_iter()
             .map(|(info, file)| Region::map(info, file).map(Arc::new));
@@ -108,9 +111,7 @@ impl MemoryMap {
     /// # Errors
     /// As [`MemoryMap::from_files`], for the new region.
     pub fn with_region(&self, info: RegionInfo, file: File) -> Result<MemoryMap, MemoryError> {
-        if self.regions.len() >= MAX_REGIONS {
-            return Err(MemoryError::TooMany);
-        }
+        check_totals(self.regions.iter().map(|r| r.info()).chain([&info]))?;
         let mut regions = self.regions.clone();
         regions.push(Arc::new(Region::map(info, file)?));
         MemoryMap::new(regions)
@@ -166,6 +167,22 @@ impl MemoryMap {
             .partition_point(|region| region.info().guest_addr <= guest);
         let window = self.regions.get(after.checked_sub(1)?)?.window();
         window.host(guest).map(|_| window)
+    }
+}
+
+fn check_totals<'a>(regions: impl Iterator<Item = &'a RegionInfo>) -> Result<(), MemoryError> {
+    let (mut count, mut bytes) = (0_usize, 0_u64);
+    for region in regions {
+        region.check()?;
+        count += 1;
+        bytes = bytes.saturating_add(region.size);
+    }
+    if count > MAX_REGIONS {
+        Err(MemoryError::TooMany)
+    } else if bytes > MAX_BYTES {
+        Err(MemoryError::TooLarge(bytes))
+    } else {
+        Ok(())
     }
 }
 

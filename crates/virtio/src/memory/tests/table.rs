@@ -1,6 +1,6 @@
 //! What a memory table may say, and what addresses mean in it.
 use super::{byte, info, memfd};
-use crate::memory::{MAX_REGIONS, MemoryError, MemoryMap, RegionInfo};
+use crate::memory::{MAX_BYTES, MAX_REGIONS, MemoryError, MemoryMap, RegionInfo};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -323,4 +323,21 @@ fn vm_flags(name: &str) -> Option<String> {
         .lines()
         .find_map(|line| line.strip_prefix("VmFlags:"))
         .map(str::to_owned)
+}
+
+/// Sparse files cost a front end nothing; the addresses would be ours.
+#[test]
+fn a_table_takes_a_part_of_the_address_space_at_most() {
+    let half = MAX_BYTES / 2;
+    let file = memfd(0);
+    file.set_len(half).unwrap();
+    let region = |n| (info(n * half, half, 0), file.try_clone().unwrap());
+    let map = MemoryMap::from_files(vec![region(0)]).unwrap();
+    let (second, file) = region(1);
+    let map = map.with_region(second, file).unwrap();
+    let (third, file) = region(2);
+    let too_large = |result| matches!(result, Err(MemoryError::TooLarge(n)) if n == 3 * half);
+    assert!(too_large(map.with_region(third, file)));
+    let three = vec![region(0), region(1), region(2)];
+    assert!(too_large(MemoryMap::from_files(three)));
 }
