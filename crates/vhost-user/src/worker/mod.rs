@@ -28,8 +28,8 @@
 //! # Calls
 //! After `publish` says that the driver wants it, the call cell is signalled inside the pass: when a gate is done, so are
 //! its signals. A cell with nothing attached is in order. A full or failing descriptor is the peer's fault: the ring's err
-//! cell is signalled, the failure counted, and ring and worker go on. *Attaching* a call descriptor to a started ring owes one
-//! signal (guarantee 5): that is the duty of whoever swaps the cell, since only they know when it is attached.
+//! cell is signalled, the failure counted, and ring and worker go on. *Attaching* a call descriptor to a started ring, and starting a
+//! ring with one attached, owes one signal (guarantee 5): that is the duty of whoever does it, since only they know when it is done.
 //!
 //! # How a ring ends
 //! * **Drained** ([`Close::Drain`]): no more pops; what is in flight completes, is published and signalled.
