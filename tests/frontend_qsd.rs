@@ -408,6 +408,21 @@ fn the_bench_refuses_what_it_cannot_do() {
             },
             "nothing to measure",
         ),
+        (
+            BenchArgs {
+                seconds: 0.0,
+                ios: None,
+                ..good.clone()
+            },
+            "nothing to measure",
+        ),
+        (
+            BenchArgs {
+                warmup: -1.0,
+                ..good.clone()
+            },
+            "warm-up",
+        ),
     ] {
         let error = measure(&bad).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");

@@ -95,8 +95,18 @@ fn check(args: &BenchArgs) -> Result<()> {
     if args.depth == 0 || args.queues == 0 || args.depth > 4096 {
         return wrong("depth and queues must be at least 1, depth at most 4096".into());
     }
-    let seconds = |value: f64| Duration::try_from_secs_f64(value).is_ok();
-    if !seconds(args.seconds) || !seconds(args.warmup) || args.ios == Some(0) {
+    let seconds = |value: f64| Duration::try_from_secs_f64(value);
+    if seconds(args.warmup).is_err() {
+        return wrong(format!(
+            "a warm-up of {} seconds; give 0 or more",
+            args.warmup
+        ));
+    }
+    let enough = match args.ios {
+        Some(ios) => ios > 0,
+        None => seconds(args.seconds).is_ok_and(|time| !time.is_zero()),
+    };
+    if !enough {
         return wrong("nothing to measure: give --seconds or --ios above 0".into());
     }
     Ok(())

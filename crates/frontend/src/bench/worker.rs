@@ -138,16 +138,17 @@ impl<'a> Worker<'a> {
         let mut before = self.driver.counters();
         let mut cpu = 0;
         loop {
-            match phase.load(Ordering::Relaxed) {
-                STOP => break,
-                MEASURE if !measuring => {
-                    measuring = true;
-                    self.outcome.latency.reset();
-                    self.outcome.ios = 0;
-                    before = self.driver.counters();
-                    cpu = own_cpu_ns();
-                }
-                _ => {}
+            let now = phase.load(Ordering::Relaxed);
+            // A queue that slept through the whole measurement learns of its end first: it has measured nothing.
+            if now != WARM_UP && !measuring {
+                measuring = true;
+                self.outcome.latency.reset();
+                self.outcome.ios = 0;
+                before = self.driver.counters();
+                cpu = own_cpu_ns();
+            }
+            if now == STOP {
+                break;
             }
             let quota = self.plan.quota.filter(|_| measuring);
             if quota.is_some_and(|quota| self.outcome.ios >= quota) {
