@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::daemon::DeviceSpec;
 use crate::endpoint::EndpointSpec;
@@ -32,17 +32,13 @@ pub enum Command {
 
 /// `outboard blk`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("endpoint").required(true))]
 pub struct BlkArgs {
     /// Listen on this unix socket; a stale one is replaced
-    #[arg(
-        long,
-        value_name = "PATH",
-        conflicts_with = "fd",
-        required_unless_present = "fd"
-    )]
+    #[arg(long, value_name = "PATH", group = "endpoint")]
     pub socket_path: Option<PathBuf>,
     /// Serve on this inherited descriptor: a listening or a connected unix socket
-    #[arg(long, value_name = "FDNUM")]
+    #[arg(long, value_name = "FDNUM", group = "endpoint")]
     pub fd: Option<i32>,
     /// Device name in logs [default: the socket's file name]
     #[arg(long)]
@@ -177,6 +173,16 @@ mod tests {
                 !text.contains('\n') && !text.starts_with("error:"),
                 "{text:?}"
             );
+        }
+    }
+    #[test]
+    fn what_is_missing_is_named_with_all_ways_to_give_it() {
+        for (line, ways) in [
+            ("outboard blk --blk-file /d", ["--socket-path", "--fd"]),
+            ("outboard blk --socket-path /s", ["--blk-file", "--disk"]),
+        ] {
+            let text = one_line(&parse(line).expect_err(line));
+            assert!(ways.iter().all(|way| text.contains(way)), "{text:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use outboard_storage::uri::{CacheMode, OpenOptions};
 use serde::Deserialize;
 
@@ -20,13 +20,14 @@ pub const KEYS: [&str; 8] = [
 
 /// What the disk is and how the guest sees it.
 #[derive(Debug, Clone, Args, Deserialize)]
+#[command(group = ArgGroup::new("image").required(true))]
 #[serde(rename_all = "kebab-case")]
 pub struct BlkSettings {
     /// Raw image file or block device
-    #[arg(long, value_name = "PATH", conflicts_with = "disk", required_unless_present_any = ["disk", "print_capabilities"])]
+    #[arg(long, value_name = "PATH", group = "image")]
     pub blk_file: Option<PathBuf>,
     /// Any disk: file:PATH, ram:SIZE, null:SIZE, delay:MIN-MAX:URI (sizes like 1G, times like 5ms)
-    #[arg(long, value_name = "URI")]
+    #[arg(long, value_name = "URI", group = "image")]
     pub disk: Option<String>,
     /// The guest may only read
     #[arg(long)]
