@@ -147,7 +147,7 @@ fn qsd(case: &Case, dir: &Path, image: &Path) -> Server {
         image.display()
     );
     let node = match case.disk {
-        Disk::Null => "driver=null-co,node-name=n,size=1G".to_owned(),
+        Disk::Null => "driver=null-co,node-name=n,size=1073741824".to_owned(),
         Disk::Warm => file,
         Disk::Direct => format!("{file},cache.direct=on,file.cache.direct=on"),
     };
