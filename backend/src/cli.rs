@@ -80,7 +80,7 @@ pub struct ServeArgs {
     /// TOML file: one `[[device]]` table per device
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Read the file, report what is wrong with it, and exit
+    /// Read the file, report what is wrong in it, and exit; no disk and no socket is opened
     #[arg(long)]
     pub check: bool,
     /// Logging.

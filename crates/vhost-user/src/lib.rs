@@ -6,9 +6,11 @@
 //! held goes with it. Rings run on the threads of a [`worker::WorkerPool`], which owns them outright while they run.
 
 mod channel;
+mod name;
 pub mod server;
 mod session;
 mod wire;
 pub mod worker;
 
+pub use name::DeviceName;
 pub use wire::Limits;

@@ -2,6 +2,7 @@
 
 use super::{Current, Shared};
 use crate::{
+    DeviceName,
     session::{Session, Signals, end::End},
     wire::Limits,
     worker::{Tenure, WorkerPool},
@@ -30,7 +31,7 @@ const LONG_TIMEOUT: Timespec = Timespec {
 /// What every session of a server needs.
 #[derive(Clone)]
 pub struct Host {
-    pub name: Arc<str>,
+    pub name: DeviceName,
     pub device: Arc<dyn Device>,
     pub pool: Arc<WorkerPool>,
     pub limits: Limits,
@@ -251,7 +252,8 @@ impl Host {
         .run();
         match &end {
             End::HungUp { .. } | End::Stopped => {}
-            _ => tracing::error!(device = %name, "session closed: {end}"),
+            _ if name.may_log() => tracing::error!(device = %name, "session closed: {end}"),
+            _ => {}
         }
         let midway = if matches!(end, End::HungUp { midway: true }) {
             " in the middle of a message"

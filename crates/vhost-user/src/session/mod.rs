@@ -24,6 +24,7 @@ mod rings;
 pub mod state;
 
 use crate::{
+    DeviceName,
     channel::Channel,
     wire::{
         Limits, WireError,
@@ -147,7 +148,7 @@ struct Ready {
 /// A front end being served.
 pub struct Session {
     tenure: Tenure,
-    name: Arc<str>,
+    name: DeviceName,
     device: Arc<dyn Device>,
     pool: Arc<WorkerPool>,
     socket: Arc<UnixStream>,
@@ -168,7 +169,7 @@ pub struct Session {
 impl Session {
     pub fn new(
         tenure: Tenure,
-        name: Arc<str>,
+        name: DeviceName,
         device: Arc<dyn Device>,
         pool: Arc<WorkerPool>,
         socket: Arc<UnixStream>,
@@ -368,15 +369,11 @@ impl Session {
         }
     }
 
-    /// Logs what the front end did wrong, a few times per session: it must not be able to fill the disk with log lines.
+    /// Logs what the front end did wrong, as far as the device's budget allows.
     fn complain(&mut self, what: &str) {
-        const MOST: u64 = 10;
         self.counters.refused += 1;
-        if self.counters.refused <= MOST {
+        if self.name.may_log() {
             tracing::warn!(device = %self.name, "{what}");
-        }
-        if self.counters.refused == MOST {
-            tracing::warn!(device = %self.name, "more of this from the same front end is not logged");
         }
     }
 }

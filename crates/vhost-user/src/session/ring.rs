@@ -11,6 +11,7 @@
 //! ticket; a stopped one is plain [`RingSettings`] and the descriptors for the next start.
 
 use super::state::{RingAddresses, RingSettings, SessionCounters};
+use crate::DeviceName;
 use crate::worker::{RingStart, RunningRing, StopTicket, Tenure, WorkerPool};
 use outboard_notifier::{CallCell, Close, PeerFd, Release};
 use outboard_virtio::{device::Device, memory::MemoryMap, queue::QueueConfig};
@@ -37,7 +38,7 @@ enum Life {
 /// What starting a ring needs of the session.
 pub struct Surroundings<'a> {
     pub tenure: &'a Tenure,
-    pub name: &'a Arc<str>,
+    pub name: &'a DeviceName,
     pub pool: &'a WorkerPool,
     pub device: &'a Arc<dyn Device>,
     pub memory: &'a Arc<MemoryMap>,

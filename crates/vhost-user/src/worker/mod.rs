@@ -57,6 +57,7 @@ mod thread;
 pub use handle::{RunningRing, StopTicket};
 pub use pool::WorkerPool;
 
+use crate::DeviceName;
 use outboard_notifier::{CallCell, PeerFd};
 #[cfg(doc)]
 use outboard_notifier::{Close, Release};
@@ -77,7 +78,7 @@ pub struct RingStart {
     /// Let go when the last operation of the ring has ended, which after an abandon is later than the hand-back.
     pub tenure: Tenure,
     /// Device name, for logs.
-    pub name: Arc<str>,
+    pub name: DeviceName,
     /// Index of the queue in the device.
     pub index: u16,
     /// Where the ring is, and the negotiated features.

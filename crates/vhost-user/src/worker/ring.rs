@@ -5,6 +5,7 @@ use super::{
     mailbox::RingId,
     shared::{HandBack, Shared, add},
 };
+use crate::DeviceName;
 use outboard_notifier::{CallCell, Close, KickTicket, Release, SignalError};
 use outboard_reactor::{IoPort, PortId, WatchId};
 use outboard_virtio::{
@@ -25,7 +26,7 @@ pub(super) struct Ring {
     pub id: RingId,
     pub port: PortId,
     pub shared: Arc<Shared>,
-    name: Arc<str>,
+    name: DeviceName,
     call: Arc<CallCell>,
     err: Arc<CallCell>,
     on_broken: Arc<dyn Fn(u16, String) + Send + Sync>,
@@ -159,7 +160,9 @@ impl Ring {
                 Err(e) => {
                     add(&shared.call_failures, 1);
                     let _ = self.err.signal();
-                    if !std::mem::replace(&mut self.call_failure_logged, true) {
+                    if !std::mem::replace(&mut self.call_failure_logged, true)
+                        && self.name.may_log()
+                    {
                         tracing::warn!(device = %self.name, queue = shared.index, error = ?e,
                             "the call descriptor cannot be written: the front end does not read it; reported once");
                     }
@@ -210,7 +213,9 @@ impl Ring {
     /// Tells everybody who should know: the log, the front end, the session.
     fn report(&mut self, why: &str) {
         self.broken = true;
-        if let Some(queue) = &self.queue {
+        if let Some(queue) = &self.queue
+            && self.name.may_log()
+        {
             tracing::error!(device = %self.name, queue = self.shared.index, size = queue.size(),
                 next_avail = queue.next_avail(), next_used = queue.next_used(), in_flight = queue.in_flight(),
                 "the ring is broken and stopped until the guest resets the device: {why}");
