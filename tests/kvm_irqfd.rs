@@ -43,8 +43,13 @@ fn no_interrupt_is_lost_in_20_000_reads() {
     vm.fence();
 
     // The guest waited for each interrupt before its next request: as many were owed as requests were answered, no
-    // fewer (it would sleep still) and no more.
-    assert_eq!(vm.view().interrupts(), READS, "{}", vm.state());
+    // fewer (it would sleep still), and one more at most: that of the ring's start.
+    let interrupts = vm.view().interrupts();
+    assert!(
+        (READS..=READS + 1).contains(&interrupts),
+        "{interrupts} interrupts; {}",
+        vm.state()
+    );
     assert_eq!(u32::from(vm.view().used_index()), READS, "{}", vm.state());
     assert_eq!(vm.loose_doorbells(), 0, "a kick went by the ioeventfd");
     drop(back_end);
@@ -154,10 +159,11 @@ fn stop_under_io(test: &str, uri: &str, batch: u16) {
         vm.fence();
         let interrupts = vm.view().interrupts();
         if batch == 1 {
-            // Each answer owed one interrupt, a stop owes none, and a back end may give one more when it gets its call fd.
+            // Each answer owed one interrupt. One more may come from each start (for a back end that died before it
+            // signalled) and one from each stop (the last word before the call descriptor goes).
             let more = (interrupts as u16).wrapping_sub(used);
             assert!(
-                usize::from(more) <= stop + 1,
+                usize::from(more) <= 2 * (stop + 1),
                 "stop {stop}: {more} interrupts more than answers; {}",
                 vm.state()
             );
