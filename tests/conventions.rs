@@ -1,11 +1,13 @@
 //! What management layers expect of a vhost-user program ("Backend program conventions" of the vhost-user specification).
 
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use outboard_frontend::{Connection, Options, QueueOptions};
 use outboard_tests::daemon::{Site, binary};
-use outboard_tests::process::Process;
+use outboard_tests::process::{Process, SOON};
 
 /// Exit status, stdout and stderr of a command that ends by itself.
 fn run(args: &[&str]) -> (Option<i32>, String, String) {
@@ -139,5 +141,31 @@ fn a_daemon_that_served_and_idles_is_small_and_silent() {
     assert!(
         total < LIMIT,
         "{total} KiB are resident, of which {own} KiB are not files"
+    );
+}
+
+/// Whoever can connect can break the protocol in a loop; the log is the host's.
+#[test]
+fn front_ends_cannot_fill_the_log() {
+    const SESSIONS: usize = 60;
+    let site = Site::new();
+    let daemon = site.blk(&["--disk", "ram:1M"]);
+    for _ in 0..SESSIONS {
+        let mut front = UnixStream::connect(daemon.socket()).unwrap();
+        front.set_read_timeout(Some(SOON)).unwrap();
+        // No such version. It may be closed while this is written: nothing is expected but its end.
+        let _ = front.write_all(&[0xff; 12]);
+        match front.read(&mut [0; 64]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            other => panic!("a broken session was answered: {other:?}"),
+        }
+    }
+    // That this one is served says that the log of the others is written.
+    drop(daemon.connect());
+    let lines = daemon.process.stderr().matches("session closed").count();
+    assert!(
+        (1..SESSIONS / 2).contains(&lines),
+        "{lines} lines for {SESSIONS} broken sessions"
     );
 }
